@@ -1,0 +1,1430 @@
+#!/usr/bin/env python3
+"""sidecar-init: PID 1 of a container that holds several daemons.
+
+It starts them, keeps them running, relays signals, carries their output to the container's log, keeps each
+one's secrets from the others, and ends cleanly. One file, standard library only, one thread, one loop:
+
+    while not self.tick(self._time_to_next_deadline()):    # sleeps in poll, the only place that blocks
+        pass
+
+    tick: output that daemons wrote goes out as whole lines, `[name] ` before each
+          children that ended are reaped; a daemon's death moves its state machine
+          signals that were recorded are acted on
+          deadlines that have passed are acted on: start, look at a port, kill
+          what is to be written is written, as far as it goes without waiting
+
+Signals to PID 1 (a handler only records; the loop acts):
+
+    TERM, INT   shutdown: TERM to every daemon's group, KILL after 8 s, exit as soon as all are gone
+    HUP         forwarded to egress, which reloads its routes
+    USR1        pipelock is restarted in place, after its check
+    USR2        status.json is written anew: the health check's heartbeat
+    CHLD        reap
+
+Exit codes: the worst of the daemons that failed by themselves and were not brought back, as a shell tells it
+(n, 128 + signal, 127 not found, 126 not executable); if none did, the worst of those ended by the shutdown
+(0, 143 died of TERM, 137 had to be killed). 2: wrong usage or table file. Commands: 0, or 1 and the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+import stat
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import FrameType
+    from typing import Any, NoReturn
+else:
+    import _signal as signal  # the same functions; the enums of `signal` would cost every start 5 ms and 1 MB
+
+__version__ = "1.0.0"
+
+# -- tunables ----------------------------------------------------------------------------------------------------
+
+_GRACE_SECONDS = 8.0  # from the first request to shut down until KILL; Docker's own patience is 10 s
+_RESTART_GRACE_SECONDS = 5.0  # the same for one daemon's group
+_POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader is gone
+_AFTER_SECONDS = 10.0  # how long a daemon waits for those it comes after
+_CHECK_SECONDS = 10.0  # how long a check may take
+_BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
+_STEADY_SECONDS = 60.0  # a life as long as this is no crash
+_CRASH_LOOP_DEATHS = 5
+
+_READ_SIZE = 65536  # larger reads go through mmap and page faults
+_LINE_LIMIT = 65536
+_LOG_LIMIT = 1 << 20  # what waits for a slow reader, all in all: daemons, last words and own lines share it
+_LOG_LIMIT_DAEMONS = _LOG_LIMIT * 3 // 4  # over this no daemon's pipe is read
+_LOG_LIMIT_LAST_WORDS = _LOG_LIMIT * 15 // 16  # over this not even a dead one's
+_LAST_WORDS_SIZE = 4096
+_EVENTS_LIMIT = 1 << 20
+_STATE_DIRECTORY = "/run/sidecar-init"
+
+
+# -- the daemon table --------------------------------------------------------------------------------------------
+
+
+class _DaemonSpec:
+    """One row of the daemon table; immutable. `_DaemonSpec(name, argv)` is enough."""
+
+    __slots__ = ("after", "argv", "check", "name", "port", "restart", "user")
+    name: str
+    argv: tuple[str, ...]
+    restart: str  # "never", "on-failure" or "always"
+    user: str | None  # the account it runs as; None: the supervisor's
+    port: int | None  # ready once something listens here; None: ready once started
+    after: tuple[str, ...]  # names to wait for before the first start
+    check: tuple[str, ...] | None  # must exit 0 before an in-place restart stops the running one
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        restart: str = "never",
+        user: str | None = None,
+        port: int | None = None,
+        after: Sequence[str] = (),
+        check: Sequence[str] | None = None,
+    ) -> None:
+        fields = (name, tuple(argv), restart, user, port, tuple(after), tuple(check) if check else None)
+        for field, value in zip(("name", "argv", "restart", "user", "port", "after", "check"), fields, strict=True):
+            object.__setattr__(self, field, value)
+
+    def __setattr__(self, field: str, value: object) -> NoReturn:
+        raise AttributeError(f"a daemon's {field} cannot change")
+
+    def __repr__(self) -> str:
+        return f"_DaemonSpec({self.name!r}, {list(self.argv)!r})"
+
+
+_DAEMONS: tuple[_DaemonSpec, ...] = (
+    _DaemonSpec("egress", ["/bin/sh", "/app/egress-entrypoint.sh"], "always", user="mitmproxy", port=9099),
+    _DaemonSpec(
+        "pipelock",
+        ["/usr/local/bin/pipelock", "run", "--config", "/etc/pipelock.yaml", "--listen", "0.0.0.0:8888"],
+        "always",
+        port=8888,
+        after=["egress"],
+        check=["/usr/local/bin/pipelock", "check", "--config", "/etc/pipelock.yaml"],
+    ),
+    _DaemonSpec("git-gate", ["/bin/sh", "/git-gate-entrypoint.sh"], "always", port=9418),
+    _DaemonSpec("git-http", ["python3", "/app/git_http_backend.py"], "always", port=9420),
+    _DaemonSpec("supervise", ["python3", "/app/supervise_server.py"], "always", port=9100),
+)
+
+_SECRETS: dict[str, str] = {"EGRESS_TOKEN_": "egress"}  # prefix of the variables: the only daemon that gets them
+
+_SIGNALS: dict[str, tuple[str, str]] = {"HUP": ("forward", "egress"), "USR1": ("restart", "pipelock")}
+
+
+# -- rules -------------------------------------------------------------------------------------------------------
+
+
+def _requested_names(env: Mapping[str, str]) -> list[str]:
+    """The names that the environment asks for; none: all of them are meant."""
+    wanted = env.get("BOT_BOTTLE_SIDECAR_DAEMONS", env.get("CLAUDE_BOTTLE_SIDECAR_DAEMONS", ""))
+    return [name for name in map(str.strip, wanted.split(",")) if name]
+
+
+def _selected_daemons(
+    env: Mapping[str, str], all_daemons: Sequence[_DaemonSpec] | None = None
+) -> list[_DaemonSpec]:
+    """The rows to run, in table order. Unknown names are passed over; `main` warns of them."""
+    daemons = _DAEMONS if all_daemons is None else all_daemons
+    if not env.get("BOT_BOTTLE_SIDECAR_DAEMONS", env.get("CLAUDE_BOTTLE_SIDECAR_DAEMONS", "")).strip():
+        return list(daemons)
+    names = _requested_names(env)
+    return [spec for spec in daemons if spec.name in names]
+
+
+def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
+    """A fresh environment for `name`: all of `base_env` but the secrets that belong to others."""
+    others = tuple(prefix for prefix, owner in _SECRETS.items() if owner != name)
+    return {key: value for key, value in base_env.items() if not key.startswith(others)}
+
+
+def _find_program(command: str, env: Mapping[str, str]) -> str:
+    """The file that `command` means under the PATH of `env`; raises OSError as exec would."""
+    refused: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command)
+    folders = [""] if "/" in command else env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
+    for folder in folders:
+        path = os.path.join(folder, command)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+        if os.path.exists(path):
+            refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    raise refused
+
+
+def _shell_code(returncode: int) -> int:
+    """An exit as a shell tells it: n, or 128 + signal."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _signal_name(number: int) -> str:
+    for name in dir(signal):
+        if name.startswith("SIG") and "_" not in name and getattr(signal, name) == number:
+            return name
+    return f"signal {number}"
+
+
+def _exit_text(returncode: int) -> str:
+    return f"with code {returncode}" if returncode >= 0 else f"on {_signal_name(-returncode)}"
+
+
+def _backoff(deaths: int) -> float:
+    """Seconds until the next start after so many deaths in a row: doubling, with up to 10 % jitter."""
+    delay = min(_BACKOFF_FIRST * 2.0 ** min(deaths - 1, 16), _BACKOFF_LAST)
+    return delay * (1 + os.urandom(1)[0] / 2550)
+
+
+def _is_listening(port: int) -> bool:
+    """Whether some socket listens on this TCP port, read from the kernel's tables: nobody is connected to."""
+    for table, nobody in (("/proc/net/tcp", b"00000000:0000"), ("/proc/net/tcp6", b"0" * 32 + b":0000")):
+        try:
+            with open(table, "rb") as file:
+                if b":%04X %s 0A" % (port, nobody) in file.read():
+                    return True
+        except FileNotFoundError:
+            if table == "/proc/net/tcp":
+                raise
+    return False
+
+
+def _oom_kills() -> int | None:
+    """How often the kernel's OOM killer struck in our cgroup; None where that cannot be read."""
+    for root, file in (("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control")):
+        try:
+            with open("/proc/self/cgroup") as memberships:
+                paths = [line.split(":", 2)[2].strip() for line in memberships if line.split(":")[1] in ("", "memory")]
+            for path in (*paths, "/"):  # a container may see only the root of its own cgroup
+                candidate = f"{root}{path}/{file}"
+                if os.path.exists(candidate):
+                    with open(candidate) as counters:
+                        for line in counters:
+                            if line.startswith("oom_kill "):
+                                return int(line.split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+    return None
+
+
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(32), 127, *range(128, 160), 0x2028, 0x2029)}
+
+
+def _one_line(text: str) -> str:
+    """`text` without anything that could end a line or steer a terminal."""
+    return text.translate(_ESCAPES)
+
+
+def _json(value: object) -> str:
+    """`value` as JSON. The module `json` would cost PID 1 15 ms and 1.5 MB."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_json(key)}: {_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_json, value)) + "]"
+    return '"' + _one_line(str(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process started, in ticks since the boot: with it a pid means one process only."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rsplit(b") ", 1)[1].split()[19])
+
+
+def _timestamp(seconds: float) -> str:
+    """RFC 3339, UTC, with milliseconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+class _Secrets:
+    """The values that must not appear in anything that is written; `redact` is called on whole lines."""
+
+    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"
+
+    def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
+        starts = tuple(map(os.fsencode, prefixes))
+        values = {
+            part: b"[redacted %s]" % name
+            for name, value in environ.items()
+            if name.startswith(starts)
+            for part in value.split(b"\n")
+            if len(part) >= 6
+        }
+        # The byte of a value that is rarest in logs is looked for first: one byte is found at 10 GB/s, a word at 1.
+        self._marked = [
+            (value[i : i + 1], value, values[value])
+            for value in sorted(values, key=len, reverse=True)
+            for i in [max(range(len(value)), key=lambda i: self._COMMON.find(value[i]) % 256)]
+        ]
+        self.overlap = max(map(len, values), default=1) - 1  # of an unfinished value this much may be there already
+
+    def redact(self, data: bytes) -> bytes:
+        for mark, value, _ in self._marked:
+            if mark in data and value in data:
+                return self._replaced(data)
+        return data
+
+    def _replaced(self, data: bytes) -> bytes:
+        """Each stretch that values cover, also where they overlap, becomes the name of the first (longest) there."""
+        spans = []
+        for _, value, name in self._marked:
+            start = data.find(value)
+            while start >= 0:
+                spans.append((start, -len(value), name))
+                start = data.find(value, start + 1)
+        parts, done = [], 0
+        for start, minus_length, name in sorted(spans):
+            if start >= done:
+                parts += [data[done:start], name]
+            done = max(done, start - minus_length)
+        return b"".join([*parts, data[done:]])
+
+
+class _Lines:
+    """Makes whole, prefixed lines of the bytes that one daemon writes.
+
+    A carriage return that does not end a line is followed by the prefix once more: a terminal then writes the
+    prefix over itself. All else passes unchanged; a line over 64 KiB is broken into pieces.
+    """
+
+    def __init__(self, name: str, secrets: _Secrets) -> None:
+        self._prefix = b"[%s] " % os.fsencode(name)
+        self._new_line = b"\n" + self._prefix
+        self._secrets = secrets
+        self._tail = b""  # what came after the last newline
+        self.last_words = b""
+
+    def feed(self, chunk: bytes) -> list[bytes | memoryview]:
+        """What can be written now that `chunk` was read."""
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            text = self._tail + chunk[:end]
+            self._tail = chunk[end:]
+            return self._prefixed(self._secrets.redact(text))
+        self._tail += chunk
+        if len(self._tail) <= _LINE_LIMIT + self._secrets.overlap:
+            return []
+        # What stays behind is longer than any secret whose end is still to come.
+        text = self._secrets.redact(self._tail)
+        self._tail = text[_LINE_LIMIT:]
+        return self._prefixed(text[:_LINE_LIMIT] + b"\n")
+
+    def finish(self) -> list[bytes | memoryview]:
+        """Called when the daemon has ended: its last line, with a newline if it had none."""
+        return self.feed(b"\n") if self._tail else []
+
+    def _prefixed(self, text: bytes) -> list[bytes | memoryview]:
+        if text.find(b"\n", 0, _LINE_LIMIT + 1) < 0:  # reads are no larger: only the first line can be too long
+            end = text.find(b"\n")
+            pieces = [text[i : min(i + _LINE_LIMIT, end)] for i in range(0, end, _LINE_LIMIT)]
+            text = b"\n".join(pieces) + text[end:]
+        recent = text[-_LAST_WORDS_SIZE:]
+        self.last_words = (self.last_words + recent)[-_LAST_WORDS_SIZE:]
+        if b"\r" in text:
+            text = text.replace(b"\r", b"\r" + self._prefix).replace(b"\r" + self._new_line[1:] + b"\n", b"\r\n")
+        body = text.replace(b"\n", self._new_line)  # one unlimited replace, at 3 GB/s; splitlines would halve it
+        return [self._prefix, memoryview(body)[: -len(self._prefix)]]
+
+
+class _Log:
+    """The container's log: whole lines to stdout, never waiting for whoever reads it.
+
+    While the reader stalls, what was put waits here; `has_room` tells whether a daemon's pipe may be read. What
+    cannot be written because stdout is broken is dropped, and counted in a line as soon as a write succeeds.
+    """
+
+    def __init__(self, fd: int, secrets: _Secrets) -> None:
+        self._secrets = secrets
+        self._waiting: list[bytes | memoryview] = []
+        self._size = 0
+        self._lost = self._unsaid = 0
+        self._reason = ""
+        self._last_byte = 10
+        self.fd, self._write = self._open(fd)
+
+    @staticmethod
+    def _open(fd: int) -> tuple[int, Callable[[int, Sequence[bytes | memoryview]], int]]:
+        """A descriptor and a function that writes to it without ever waiting.
+
+        O_NONBLOCK belongs to the open file description, which others share: a pipe or terminal is opened anew.
+        """
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(kind):
+            import socket
+
+            stream = socket.socket(fileno=os.dup(fd))
+            return stream.fileno(), lambda _, parts: stream.sendmsg(parts, [], socket.MSG_DONTWAIT)
+        if stat.S_ISFIFO(kind) or os.isatty(fd):
+            try:
+                return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY), os.writev
+            except OSError:  # another user's pipe, or its reader is gone
+                return fd, _write_if_ready
+        return fd, os.writev
+
+    def has_room(self, limit: int = _LOG_LIMIT_DAEMONS) -> bool:
+        return self._size < limit
+
+    @property
+    def stalled(self) -> bool:
+        return self._size > 0
+
+    def put(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Whole lines, to be written after those that wait already."""
+        if not self._waiting and self._last_byte != 10:  # what was dropped began in the middle of a line
+            parts = [b"\n", *parts]
+        self._waiting.extend(parts)
+        self._size += sum(map(len, parts))
+
+    def say(self, text: str) -> None:
+        """A line of the supervisor's own."""
+        if self._size >= _LOG_LIMIT:
+            self._unsaid += 1
+            return
+        line = "sidecar-init: " + _one_line(text) + "\n"
+        self.put([self._secrets.redact(line.encode("utf-8", "backslashreplace"))])
+
+    def flush(self) -> None:
+        """Write what can be written without waiting."""
+        while self._waiting:
+            try:
+                written = self._write(self.fd, self._waiting[:512])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._drop(str(error.strerror))
+                return
+            self._size -= written
+            done = 0
+            while written and written >= len(self._waiting[done]):
+                written -= len(self._waiting[done])
+                done += 1
+            last = self._waiting[done] if written else self._waiting[done - 1]
+            self._last_byte = last[written - 1]
+            if written:
+                self._waiting[done] = memoryview(last)[written:]
+            del self._waiting[:done]
+            self._confess()
+
+    def _drop(self, reason: str) -> None:
+        self._reason = reason
+        self._lost += self._size
+        self._waiting.clear()
+        self._size = 0
+
+    def _confess(self) -> None:
+        """Say what was lost, now that something could be written again."""
+        lost, self._lost = self._lost, 0
+        if lost:
+            self.say(f"cannot write the log: {self._reason}; {lost} bytes of it are lost")
+        if self._unsaid and self.has_room():
+            unsaid, self._unsaid = self._unsaid, 0
+            self.say(f"{unsaid} lines of the supervisor's own are missing here: nobody read the log")
+
+    def close(self, deadline: float) -> None:
+        """Wait for the reader until `deadline`, then count what is left in a last line, if that can be written."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        self.flush()
+        while self._waiting and time.monotonic() < deadline:
+            poll.poll(max(0, deadline - time.monotonic()) * 1000)
+            self.flush()
+        if self._waiting or self._lost:
+            if self._waiting:
+                self._drop("nobody read it in time")
+            self._confess()
+            poll.poll(_POLL_INTERVAL * 1000)
+            self.flush()
+
+
+def _write_if_ready(fd: int, parts: Sequence[bytes | memoryview]) -> int:
+    """For a pipe that could not be opened anew: one that poll calls writable takes 4 KiB (PIPE_BUF) at once."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(0):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return os.write(fd, memoryview(parts[0])[:4096])
+
+
+# -- processes ---------------------------------------------------------------------------------------------------
+
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
+
+
+class _Kernel:
+    """The three calls that only ctypes can make; one instance, made before the first fork."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._get_errno = ctypes.get_errno
+        self._no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        with open("/proc/self/status") as status:
+            bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
+        self._bounding_set = [number for number in range(64) if bounding >> number & 1]
+
+    def prctl(self, option: int, argument: int) -> None:
+        self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
+
+    def drop_bounding_set(self) -> None:
+        """Called in a child of root: nothing that it executes can have a capability again."""
+        for number in self._bounding_set:
+            self.prctl(_PR_CAPBSET_DROP, number)
+
+    def drop_capabilities(self) -> None:
+        self._raise_if(self._libc.capset(*self._no_capabilities))
+
+    def _raise_if(self, failed: int) -> None:
+        if failed:
+            number = self._get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+class _Account:
+    """A user with all its groups; looked up at each start, since the file can change."""
+
+    def __init__(self, name: str) -> None:
+        import pwd
+
+        entry = pwd.getpwnam(name)
+        self.name, self.uid, self.gid, self.home = name, entry.pw_uid, entry.pw_gid, entry.pw_dir
+        self.groups = os.getgrouplist(name, entry.pw_gid)
+
+
+class _Process:
+    """A child as `subprocess.Popen` shows it. `poll` looks without reaping: the loop still sees the death."""
+
+    def __init__(self, pid: int, returncode: int | None = None) -> None:
+        self.pid = pid
+        self.returncode = returncode
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self.pid:
+            try:
+                end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                end = None
+            if end:
+                self.returncode = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        return self.returncode
+
+
+class _CannotStart(Exception):
+    """Why a command does not start; `code` is a shell's, or None where trying again may help."""
+
+    _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY)
+
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(f"cannot {step}: {error.strerror}")
+        self.code = None if error.errno in self._PASSING else 127 if error.errno == errno.ENOENT else 126
+
+
+def _spawn(kernel: _Kernel, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None) -> int:
+    """Start a command in a session of its own, its output into `output`. Returns once it has been executed.
+
+    It gets /dev/null as stdin, default signal dispositions, an empty mask, no other descriptor, no core dumps,
+    no way to more privileges, and the account, if one is given.
+    """
+    step = f"execute {argv[0]}"
+    try:
+        program = _find_program(argv[0], env)
+        step = "fork"
+        report, confession = os.pipe()  # closed by exec; until then the child tells here what went wrong
+        try:
+            # A signal that came between fork and exec would run PID 1's handlers in the child.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    _become(kernel, program, argv, env, output, account, confession)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                os.close(confession)
+            failure = os.read(report, 1024).decode().split(" ", 1)
+        finally:
+            os.close(report)
+        if len(failure) == 2:
+            os.waitpid(pid, 0)
+            step = failure[1]
+            raise OSError(int(failure[0]), os.strerror(int(failure[0])))
+    except OSError as error:
+        raise _CannotStart(step, error) from None
+    return pid
+
+
+def _become(
+    kernel: _Kernel,
+    program: str,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    output: int,
+    account: _Account | None,
+    confession: int,
+) -> NoReturn:
+    """The child's part of `_spawn`: every step works, or the command is not executed."""
+    step = "prepare its process"
+    try:
+        os.setsid()
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _offer_to_oom_killer()
+        step = "renounce privileges"
+        kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        if os.geteuid() == 0:
+            step = "drop capabilities (the container must have SETPCAP, or none at all)"
+            kernel.drop_bounding_set()
+        if account:
+            step = f"become {account.name} (the container must have SETUID and SETGID)"
+            os.setgroups(account.groups)
+            os.setresgid(account.gid, account.gid, account.gid)
+            os.setresuid(account.uid, account.uid, account.uid)
+            kernel.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made readable what PID 1 left here
+        step = "drop capabilities"
+        kernel.drop_capabilities()
+        step = f"execute {argv[0]}"
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execve(program, list(argv), dict(env))
+    except OSError as error:
+        os.write(confession, f"{error.errno} {step}".encode())
+    finally:
+        os._exit(127)
+
+
+def _offer_to_oom_killer() -> None:
+    """The kernel should take a daemon rather than PID 1."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as score:
+            score.write(str(min(int(score.read()) + 100, 1000)))
+    except OSError:
+        pass  # not allowed to whoever is not root
+
+
+def _signal_group(pgid: int, number: int) -> bool:
+    """Signal every process of a group; False when there is none."""
+    try:
+        os.killpg(pgid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # some of another account, and we may not: they are there all the same
+        return True
+    return True
+
+
+# -- state for people and tools ----------------------------------------------------------------------------------
+
+
+class _State:
+    """`status.json` and `events.jsonl`. Written at the end of a turn; a directory that fails is said once."""
+
+    def __init__(self, directory: str, secrets: _Secrets, say: Callable[[str], None]) -> None:
+        self.directory = directory
+        self._secrets = secrets
+        self._say = say
+        self._events: list[str] = []
+        self._failing = False
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def record(self, event: str, daemon: str | None, pid: int | None, **more: object) -> None:
+        if self.directory:
+            now = _timestamp(time.time())
+            self._events.append(_json({"time": now, "event": event, "daemon": daemon, "pid": pid, **more}) + "\n")
+
+    def write(self, status: str) -> None:
+        """Replace the status, append the events; never raises."""
+        events, self._events = "".join(self._events), []
+        try:
+            os.makedirs(self.directory, exist_ok=True)
+            if events:
+                self._append(self._bytes(events))
+            fd = os.open(self.path("status.json.new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o644)  # whatever our umask is
+                file.write(self._bytes(status + "\n"))
+            os.replace(self.path("status.json.new"), self.path("status.json"))
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self._say(f"cannot write the state to {self.directory}: {error.strerror}; all else goes on")
+            self._failing = True
+
+    def _append(self, events: bytes) -> None:
+        path = self.path("events.jsonl")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        try:
+            os.fchmod(fd, 0o644)
+            size = os.fstat(fd).st_size
+            if os.write(fd, events) < len(events):
+                os.ftruncate(fd, size)  # the disk is full: rather no event than half of one
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        if size + len(events) >= _EVENTS_LIMIT:
+            os.replace(path, path + ".1")
+
+    def _bytes(self, text: str) -> bytes:
+        return self._secrets.redact(text.encode("utf-8", "backslashreplace"))
+
+
+# -- one daemon --------------------------------------------------------------------------------------------------
+
+_WAITING, _STARTING, _RUNNING, _CHECKING, _STOPPING = "waiting", "starting", "running", "checking", "stopping"
+_BACKOFF, _EXITED, _FAILED, _STOPPED = "backoff", "exited", "failed", "stopped"
+_LIVE = (_STARTING, _RUNNING, _CHECKING)
+_ENDED = (_EXITED, _FAILED, _STOPPED)
+
+
+class _Shared:
+    """What the daemons of one supervisor have in common."""
+
+    def __init__(self, clock: Callable[[], float], log: _Log, state: _State, secrets: _Secrets) -> None:
+        self.clock, self.log, self.state, self.secrets = clock, log, state, secrets
+        self.kernel = _Kernel()
+        self.may_restart = os.environ.get("BOT_BOTTLE_SIDECAR_RESTART") != "never"
+        self.owners: dict[int, _Daemon] = {}  # pid of a daemon or of its check
+        self.readers: dict[int, _Daemon] = {}  # descriptor to read
+        self.due = 0.0  # when the next deadline of any daemon passes
+        self.changed = True
+        self.shutdown_at: float | None = None
+        self._oom_kills = _oom_kills()
+        self._said: set[str] = set()
+
+    def say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.log.say(text)
+
+    def was_oom(self) -> bool | None:
+        """Called when a daemon died of KILL: whether the OOM killer has struck since the last time."""
+        before, self._oom_kills = self._oom_kills, _oom_kills()
+        return None if before is None or self._oom_kills is None else self._oom_kills > before
+
+
+class _Daemon:
+    """One daemon: its state, its deadline, its pipe. `_enter` alone writes the first two.
+
+    state     | restart asked for | leader ended        | deadline passed     | shutdown
+    ----------|-------------------|---------------------|---------------------|----------------
+    waiting   | start             |                     | start, with warning | stopped
+    starting  | check, or stop    | policy              | look at the port    | stop
+    running   | check, or stop    | policy              |                     | stop
+    checking  | check once more   | start               | kill the check      | stop
+    stopping  | start afterwards  | go on if group gone | KILL the group      | stopped afterwards
+    backoff   | start             |                     | start               | stopped
+    exited    | start             |                     |                     |
+    failed    | start             |                     |                     |
+    stopped   |                   |                     |                     |
+
+    check: exit 0 -> stop, then start; else back to starting or running, untouched. stop: TERM to the group, KILL
+    at the deadline; what follows waits until the group is empty. policy: backoff or exited, by way of stopping
+    where the group outlives its leader. start -> starting (a port) or running; failed if it cannot be executed.
+    """
+
+    def __init__(self, spec: _DaemonSpec, shared: _Shared) -> None:
+        self.spec, self._shared = spec, shared
+        self.state, self.deadline = _WAITING, float("inf")
+        self.process: _Process | None = None
+        self.lines = _Lines(spec.name, shared.secrets)
+        self.ready = False
+        self.failure = 0  # how it failed by itself, where it was not brought back
+        self.ended = 0  # how the shutdown ended it
+        self.after: list[_Daemon] = []
+        self._output: tuple[int, int] | None = None  # one pipe for all its lives: it never ends, never leaks
+        self._check: _Process | None = None
+        self._check_again = False
+        self._asked = False  # its next start was asked for
+        self._then = ""  # the state that follows stopping
+        self.grace = _RESTART_GRACE_SECONDS
+        self._kill_at = self._back_at = 0.0
+        self._killed = False
+        self._deaths = 0  # in a row
+        self._starts = 0
+        self._started_at = self._started_time = 0.0  # by the steady clock, and by the wall's
+        self._last_exit: str | None = None
+        self._description = ""
+
+    # what happens to it
+
+    def begin(self) -> None:
+        """The first start, now or when those it comes after are ready."""
+        if all(other.ready for other in self.after):
+            self._start()
+        else:
+            self._enter(_WAITING, self._shared.clock() + _AFTER_SECONDS)
+
+    def restart(self, grace: float) -> None:
+        """Asked for by a signal or a caller; nothing happens here that waits."""
+        if self.state == _CHECKING:
+            self._check_again = True  # the file that is being checked may not be the newest
+            return
+        if not self._asked:
+            self._say(f"restarting {self.spec.name}")
+            self._record("restarting")
+        self._asked, self._deaths, self.grace = True, 0, grace
+        if self.state == _STOPPING:
+            self._then = _STARTING
+        elif self.state in _LIVE:
+            if self.spec.check:
+                self._start_check()
+            else:
+                self._stop(_STARTING)
+        else:
+            self._start()
+
+    def shut_down(self, kill_at: float) -> None:
+        self._asked = False
+        if self.state in (_WAITING, _BACKOFF):
+            self._enter(_STOPPED)
+            self._record("stopped")
+        elif self.state in (*_LIVE, _STOPPING):
+            self.grace = _GRACE_SECONDS
+            self._stop(_STOPPED, kill_at)
+
+    def reaped(self, pid: int, returncode: int) -> None:
+        """A child of ours ended: the daemon, or its check; all that it wrote has been read."""
+        if self.process and pid == self.process.pid:
+            self.process.returncode = returncode
+            if self.state == _STOPPING:
+                self._say_exit()
+                self._go_on_if_gone()
+            else:
+                self._die()
+        elif self._check and pid == self._check.pid:
+            self._finish_check("" if returncode == 0 else f"its check exited {_exit_text(returncode)}")
+
+    def advance(self, now: float) -> bool:
+        """Act on a deadline, or on what others have become. True when its group had to be killed."""
+        late = now >= self.deadline
+        if self.state == _WAITING:
+            missing = [other.spec.name for other in self.after if not other.ready]
+            if missing and late:
+                self._say(f"{self.spec.name} does not wait any longer for {', '.join(missing)}")
+            if late or not missing:
+                self._start()
+        elif self.state == _STARTING and late:
+            self._look_at_port()
+        elif self.state == _CHECKING and late:
+            self._finish_check(f"its check took longer than {_CHECK_SECONDS:g} s")
+        elif self.state == _STOPPING and (late or (self.process and self.process.returncode is not None)):
+            return self._go_on_if_gone()
+        elif self.state == _BACKOFF and late:
+            self._start()
+        return False
+
+    # how it goes from state to state
+
+    def _enter(self, state: str, deadline: float = float("inf")) -> None:
+        self.state, self.deadline = state, deadline
+        self._description = ""
+        self._shared.due = min(self._shared.due, deadline)
+        self._shared.changed = True
+
+    def _start(self) -> None:
+        """-> starting, running, failed, or backoff where it may work later"""
+        asked, self._asked = self._asked, False
+        self.ready = False
+        if not asked:
+            self._say(f"starting {self.spec.name}")
+        try:
+            pid = self._spawn(self.spec.argv)
+        except _CannotStart as problem:
+            self._not_started(problem)
+            return
+        now = self._shared.clock()
+        self.process = _Process(pid)
+        self._starts += 1
+        self._started_at, self._started_time = now, time.time()
+        self.failure, self.lines.last_words = 0, b""
+        if asked:
+            self._say(f"{self.spec.name} restarted (pid {pid})")
+        self._record("restarted" if asked else "started")
+        if self.spec.port is None:
+            self._become_ready()
+        else:
+            self._enter(_STARTING, now + _POLL_INTERVAL)
+
+    def _not_started(self, problem: _CannotStart) -> None:
+        if problem.code is None:
+            self._deaths += 1
+            delay = _backoff(self._deaths)
+            self._say(f"cannot start {self.spec.name}: {problem}; the next try is in {delay:.1f} s")
+            self._enter(_BACKOFF, self._shared.clock() + delay)
+        else:
+            self.failure = problem.code
+            self._say(f"cannot start {self.spec.name}: {problem}; it stays down until a restart is asked for")
+            self._enter(_FAILED)
+            self._record("failed", reason=str(problem), code=problem.code)
+
+    def _look_at_port(self) -> None:
+        now = self._shared.clock()
+        try:
+            listening = _is_listening(self.spec.port or 0)
+        except OSError as error:
+            listening = False
+            self._shared.say_once(f"cannot tell who is ready: {error.filename}: {error.strerror}")
+        if listening:
+            self._say(f"{self.spec.name} ready after {now - self._started_at:.2f} s")
+            self._become_ready()
+        else:
+            self._enter(_STARTING, now + _POLL_INTERVAL)
+
+    def _become_ready(self) -> None:
+        self.ready = True
+        self._record("ready", seconds=round(self._shared.clock() - self._started_at, 3))
+        self._enter(_RUNNING)
+        self._shared.due = 0.0  # somebody may wait for this
+
+    def _start_check(self) -> None:
+        """starting, running -> checking"""
+        self._check_again = False
+        try:
+            self._check = _Process(self._spawn(self.spec.check or ()))
+        except _CannotStart as problem:
+            self._refuse_restart(str(problem))
+        else:
+            self._enter(_CHECKING, self._shared.clock() + _CHECK_SECONDS)
+
+    def _finish_check(self, problem: str) -> None:
+        """checking -> stopping if there is no problem, else as before"""
+        self._kill_check()
+        if self.state != _CHECKING:
+            return
+        if self._check_again:
+            self._start_check()
+        elif problem:
+            self._refuse_restart(problem)
+        else:
+            self._stop(_STARTING)
+
+    def _refuse_restart(self, problem: str) -> None:
+        self._asked = False
+        self._say(f"cannot restart {self.spec.name}: {problem}; the running one stays")
+        self._record("check-failed", reason=problem)
+        if self.ready:
+            self._enter(_RUNNING)
+        else:
+            self._enter(_STARTING, self._shared.clock())
+
+    def _kill_check(self) -> None:
+        if self._check:
+            _signal_group(self._check.pid, signal.SIGKILL)
+            self._check = None
+
+    def _stop(self, then: str, kill_at: float | None = None) -> None:
+        """-> stopping; when the group is empty -> `then`"""
+        assert self.process
+        self._kill_check()
+        self._then, self._killed = then, False
+        self._kill_at = self._shared.clock() + self.grace if kill_at is None else kill_at
+        _signal_group(self.process.pid, signal.SIGTERM)
+        _signal_group(self.process.pid, signal.SIGCONT)  # one that was stopped takes its TERM only now
+        self._enter(_STOPPING, self._kill_at)
+
+    def _die(self) -> None:
+        """starting, running, checking -> what the policy says; by way of stopping if its group lives"""
+        assert self.process and self.process.returncode is not None
+        code, now = self.process.returncode, self._shared.clock()
+        self.failure = _shell_code(code)
+        self._deaths = 1 if now - self._started_at >= _STEADY_SECONDS else self._deaths + 1
+        policy = self.spec.restart if self._shared.may_restart else "never"
+        if self._asked:  # checking: with the old one gone, there is nothing to protect
+            then, delay = _STARTING, 0.0
+        elif policy == "always" or (policy == "on-failure" and code != 0):
+            then, delay = _BACKOFF, _backoff(self._deaths)
+            self._back_at = now + delay
+        else:
+            then, delay = _EXITED, None
+        self._say_exit(delay)
+        if self.crash_looping and self._deaths == _CRASH_LOOP_DEATHS and then == _BACKOFF:
+            self._say(f"{self.spec.name} is crash-looping: {self._deaths} deaths without {_STEADY_SECONDS:g} s of life")
+            self._record("crash-looping", deaths=self._deaths)
+        self._stop(then)
+        self._go_on_if_gone()
+
+    def _go_on_if_gone(self) -> bool:
+        """stopping -> what follows, once the group is empty; KILL at the deadline, which is told by True"""
+        assert self.process
+        now = self._shared.clock()
+        # Two seconds after KILL only the dead are left whose parent, elsewhere, does not bury them.
+        buried = self._killed and now >= self._kill_at + 2
+        if self.process.returncode is not None and (buried or not _signal_group(self.process.pid, 0)):
+            if self._then == _STARTING:
+                self._start()
+            else:
+                if self._then == _STOPPED:
+                    self.ended = _shell_code(self.process.returncode)
+                self._enter(self._then, self._back_at if self._then == _BACKOFF else float("inf"))
+                if self._then == _STOPPED:
+                    self._record("stopped")
+            return False
+        if now >= self._kill_at and not self._killed:
+            self._killed = True
+            _signal_group(self.process.pid, signal.SIGKILL)
+            self._record("killed")
+            self._enter(_STOPPING, now + _POLL_INTERVAL)
+            return True
+        leader_gone = self.process.returncode is not None or self._killed
+        self._enter(_STOPPING, now + _POLL_INTERVAL if leader_gone else self._kill_at)
+        return False
+
+    # what it needs for that
+
+    def _spawn(self, argv: Sequence[str]) -> int:
+        """Start the daemon or its check, under its account, in its environment, into its pipe."""
+        env = _env_for_daemon(self.spec.name, os.environ)
+        account = self._account()
+        if account:
+            env.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
+        if self._shared.state.directory:
+            env["SIDECAR_STATUS_FILE"] = self._shared.state.path("status.json")
+            env["SIDECAR_EVENTS_FILE"] = self._shared.state.path("events.jsonl")
+        pid = _spawn(self._shared.kernel, argv, env, self._open_output(account), account)
+        self._shared.owners[pid] = self
+        return pid
+
+    def _account(self) -> _Account | None:
+        user = self.spec.user
+        if user is None:
+            return None
+        if os.geteuid() != 0:
+            self._shared.say_once(f"cannot run {self.spec.name} as {user}: not root; it runs as the supervisor's user")
+            return None
+        try:
+            return _Account(user)
+        except KeyError:
+            raise _CannotStart(f"become {user}", OSError(errno.EINVAL, "there is no such user")) from None
+
+    def _open_output(self, account: _Account | None) -> int:
+        """The end of its pipe that it writes to."""
+        if self._output is None:
+            try:
+                self._output = os.pipe()
+            except OSError as error:
+                raise _CannotStart("open a pipe", error) from None
+            os.set_blocking(self._output[0], False)
+            self._shared.readers[self._output[0]] = self
+        os.set_blocking(self._output[1], True)  # an earlier life may have changed what it shares with the next
+        if account:
+            try:
+                os.fchown(self._output[1], account.uid, account.gid)  # so that it can open /dev/stderr
+            except PermissionError:
+                pass
+        return self._output[1]
+
+    def drain(self) -> None:
+        """Read what the dead have written; a grandchild that goes on writing does not keep us here."""
+        log, budget = self._shared.log, _LOG_LIMIT
+        while self._output and budget > 0 and log.has_room(_LOG_LIMIT_LAST_WORDS):
+            try:
+                chunk = os.read(self._output[0], _READ_SIZE)
+            except BlockingIOError:
+                log.put(self.lines.finish())
+                return
+            budget -= len(chunk)
+            log.put(self.lines.feed(chunk))
+            log.flush()
+
+    def _say_exit(self, delay: float | None = None) -> None:
+        assert self.process and self.process.returncode is not None
+        code, uptime = self.process.returncode, self._shared.clock() - self._started_at
+        oom = self._shared.was_oom() if _shell_code(code) == 137 and not self._killed else False
+        text = f"{self.spec.name} exited {_exit_text(code)}{' (out of memory)' if oom else ''}; up {uptime:.1f} s"
+        if delay is not None:
+            text += f"; restart {self.restarts + 1} in {delay:.1f} s"
+        self._say(text)
+        self._last_exit = f"code {code}" if code >= 0 else _signal_name(-code)
+        self._record(
+            "exited",
+            code=code if code >= 0 else None,
+            signal=_signal_name(-code) if code < 0 else None,
+            uptime=round(uptime, 3),
+            restarts=self.restarts,
+            next_start_in=None if delay is None else round(delay, 3),
+            last_lines=self.lines.last_words.decode("utf-8", "replace").splitlines()[-5:],
+            oom=oom,
+        )
+
+    def _say(self, text: str) -> None:
+        self._shared.log.say(text)
+
+    def _record(self, event: str, **more: object) -> None:
+        self._shared.state.record(event, self.spec.name, self.process.pid if self.process else None, **more)
+
+    # what others want to know
+
+    @property
+    def restarts(self) -> int:
+        return max(self._starts - 1, 0)
+
+    @property
+    def crash_looping(self) -> bool:
+        return self._deaths >= _CRASH_LOOP_DEATHS
+
+    def describe(self) -> str:
+        """Its part of status.json, made anew only after a change."""
+        if not self._description:
+            process, live = self.process, self.state in (*_LIVE, _STOPPING)
+            wait = self.deadline - self._shared.clock()
+            self._description = _json({
+                "name": self.spec.name,
+                "state": self.state,
+                "ready": self.ready and self.state in _LIVE,
+                "pid": process.pid if process and live else None,
+                "port": self.spec.port,
+                "user": self.spec.user,
+                "started_at": _timestamp(self._started_time) if self._starts else None,
+                "restarts": self.restarts,
+                "crash_looping": self.crash_looping,
+                "next_start_at": _timestamp(time.time() + wait) if self.state == _BACKOFF else None,
+                "last_exit": self._last_exit,
+            })
+        return self._description
+
+
+# -- signals -----------------------------------------------------------------------------------------------------
+
+
+class _Inbox:
+    """Records signals for the loop. A descriptor wakes poll, which a Python handler alone would not."""
+
+    _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
+    def __init__(self) -> None:
+        self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._recorded: dict[int, None] = {}
+        self._before: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> _Inbox:
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._before = [(number, signal.signal(number, self._record)) for number in self._NUMBERS]
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+        os.close(self._wake)
+
+    def _record(self, number: int, _: FrameType | None) -> None:
+        self._recorded[number] = None
+
+    def take(self) -> list[str]:
+        """The names of the signals that came since the last time, each once, in order."""
+        try:
+            os.read(self.fd, _READ_SIZE)
+        except BlockingIOError:
+            pass
+        recorded, self._recorded = self._recorded, {}
+        return [_signal_name(number)[3:] for number in recorded if number != signal.SIGCHLD]
+
+
+# -- the supervisor ----------------------------------------------------------------------------------------------
+
+
+class _Supervisor:
+    """All daemons, the poll object and the loop."""
+
+    def __init__(
+        self,
+        specs: Sequence[_DaemonSpec],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        log: _Log | None = None,
+        state: _State | None = None,
+        inbox: _Inbox | None = None,
+    ) -> None:
+        secrets = _Secrets(os.environb, _SECRETS)
+        self._log = log or _Log(1, secrets)
+        self._state = state or _State("", secrets, self._log.say)
+        self._inbox = inbox
+        self._shared = _Shared(clock, self._log, self._state, secrets)
+        self._daemons = [_Daemon(spec, self._shared) for spec in specs]
+        by_name = {daemon.spec.name: daemon for daemon in self._daemons}
+        for daemon in self._daemons:
+            daemon.after = [by_name[name] for name in daemon.spec.after if name in by_name]
+        self._by_name = by_name
+        self._all, self._quiet = select.poll(), select.poll()  # the second while there is no room for a line more
+        self._registered: set[int] = set()
+        self._awaits_reader = False
+        self._last_read = -1
+        self._done = False
+        self._started_at = _timestamp(time.time())
+        if inbox:
+            self._all.register(inbox.fd, select.POLLIN)
+            self._quiet.register(inbox.fd, select.POLLIN)
+
+    # the public face
+
+    @property
+    def specs(self) -> list[_DaemonSpec]:
+        return [daemon.spec for daemon in self._daemons]
+
+    @property
+    def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
+        """One slot a daemon, in table order; its current process, or its last."""
+        return [(daemon.spec, daemon.process or _Process(0, daemon.failure or None)) for daemon in self._daemons]
+
+    @property
+    def shutdown_at(self) -> float | None:
+        return self._shared.shutdown_at
+
+    def start_all(self) -> None:
+        """Called once. Those that need not wait for others are started now, in table order."""
+        for daemon in self._daemons:
+            daemon.begin()
+            self._log.flush()
+
+    def tick(self, timeout: float = 0.0) -> bool:
+        """One turn of the loop, never waiting longer than `timeout`; True when every child has exited for good."""
+        self._carry_output(self._poll(timeout))
+        self._reap()
+        self._heed_signals()
+        self._meet_deadlines()
+        self._log.flush()
+        if self._shared.changed:
+            self._shared.changed = False
+            self._done = all(daemon.state in _ENDED for daemon in self._daemons)
+            self._write_state()
+        return self._done
+
+    def request_shutdown(self, reason: str) -> None:
+        """TERM to every group at once; `tick` does the rest. A second request changes nothing."""
+        if self._shared.shutdown_at is not None:
+            return
+        now = self._shared.shutdown_at = self._shared.clock()
+        self._log.say(f"shutting down ({reason}); forwarding SIGTERM")
+        self._state.record("shutdown", None, os.getpid(), reason=reason)
+        self._shared.changed = True
+        for daemon in self._daemons:
+            daemon.shut_down(now + _GRACE_SECONDS)
+
+    def forward_signal(self, sig: int, name: str) -> bool:
+        """Signal the daemon's own process. True when a live child was signalled."""
+        daemon, what = self._by_name.get(name), _signal_name(sig)
+        if self.shutdown_at is not None:
+            why = "supervisor is shutting down"
+        elif daemon is None:
+            why = f"{name} is not selected"
+        elif daemon.state not in _LIVE or daemon.process is None:
+            why = f"{name} is not running"
+        else:
+            os.kill(daemon.process.pid, sig)
+            self._log.say(f"forwarded {what} to {name}")
+            self._state.record("signal", name, daemon.process.pid, signal=what, forwarded=True)
+            self._shared.changed = True
+            return True
+        self._log.say(f"{what} for {name} dropped; {why}")
+        self._state.record("signal", name, None, signal=what, forwarded=False, reason=why)
+        self._shared.changed = True
+        return False
+
+    def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
+        """Restart in place and wait for it. False: unknown name, shutting down, or the check or the start failed."""
+        daemon = self._by_name.get(name)
+        before = daemon.process if daemon else None
+        if daemon is None or not self._restart(name, grace):
+            return False
+        while daemon.state in (_CHECKING, _STOPPING):
+            self.tick(self._time_to_next_deadline())
+        return daemon.state in _LIVE and daemon.process is not before
+
+    def exit_code(self) -> int:
+        """The worst of those that failed by themselves and were not brought back; else of those that we ended."""
+        failures = max((daemon.failure for daemon in self._daemons), default=0)
+        return failures or max((daemon.ended for daemon in self._daemons), default=0)
+
+    # the loop
+
+    def run(self) -> int:
+        """Start everything, and return the exit code when all of it has ended."""
+        self.start_all()
+        while not self.tick(self._time_to_next_deadline()):
+            pass
+        code = self.exit_code()
+        self._carry_output(list(self._shared.readers))  # what those wrote that daemons left behind
+        self._log.say(f"exit {code}")
+        self._write_state("stopped")
+        ended_at = self._shared.clock() if self.shutdown_at is None else self.shutdown_at
+        self._log.close(max(ended_at + _GRACE_SECONDS, self._shared.clock() + 5 * _POLL_INTERVAL))
+        return code
+
+    def guard(self) -> None:
+        """Called once by the program: what PID 1 holds is out of every daemon's reach; orphans come to us."""
+        self._shared.kernel.prctl(_PR_SET_DUMPABLE, 0)
+        if os.getpid() != 1:
+            self._shared.kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    def _time_to_next_deadline(self) -> float:
+        wait = max(0.0, self._shared.due - self._shared.clock())
+        return wait if self._inbox else min(wait, _POLL_INTERVAL)  # without an inbox, no death wakes us
+
+    def _poll(self, timeout: float) -> list[int]:
+        """Sleep until something happens: the one place. Returns the descriptors that can be read."""
+        for fd in self._shared.readers.keys() - self._registered:
+            self._all.register(fd, select.POLLIN)
+            self._registered.add(fd)
+        if self._log.stalled != self._awaits_reader:
+            self._awaits_reader = self._log.stalled
+            for poll in (self._all, self._quiet):
+                if self._awaits_reader:
+                    poll.register(self._log.fd, select.POLLOUT)
+                else:
+                    poll.unregister(self._log.fd)
+        poll = self._all if self._log.has_room() else self._quiet
+        milliseconds = None if timeout == float("inf") else min(timeout, 3600) * 1000
+        return [fd for fd, _ in poll.poll(milliseconds)]
+
+    def _carry_output(self, fds: list[int]) -> None:
+        """One read from each daemon that has written, and on to the log; in turns, so that nobody starves."""
+        later = [fd for fd in fds if fd > self._last_read]
+        for fd in later + fds[: len(fds) - len(later)]:
+            daemon = self._shared.readers.get(fd)
+            if daemon is None:
+                continue
+            if not self._log.has_room():
+                break
+            self._last_read = fd
+            try:
+                self._log.put(daemon.lines.feed(os.read(fd, _READ_SIZE)))
+            except BlockingIOError:
+                continue
+        self._log.flush()
+
+    def _reap(self) -> None:
+        for _ in range(1000):  # then others have their turn
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            daemon = self._shared.owners.pop(pid, None)
+            if daemon is None:
+                self._shared.due = 0.0  # an orphan; it may have been the last of a group that is waited for
+                continue
+            daemon.drain()
+            daemon.reaped(pid, os.waitstatus_to_exitcode(status))
+            self._log.flush()
+        self._shared.due = 0.0
+
+    def _heed_signals(self) -> None:
+        for name in self._inbox.take() if self._inbox else ():
+            if name in ("TERM", "INT"):
+                self.request_shutdown(f"SIG{name}")
+            elif name == "USR2":
+                self._shared.changed = True
+            elif name in _SIGNALS:
+                action, target = _SIGNALS[name]
+                if action == "forward":
+                    self.forward_signal(getattr(signal, f"SIG{name}"), target)
+                else:
+                    self._restart(target, _RESTART_GRACE_SECONDS)
+
+    def _restart(self, name: str, grace: float) -> bool:
+        daemon = self._by_name.get(name)
+        if self.shutdown_at is not None:
+            self._log.say(f"restart {name} skipped; supervisor is shutting down")
+        elif daemon is None:
+            self._log.say(f"restart {name} skipped; {name} is not selected")
+        else:
+            daemon.restart(grace)
+            return True
+        return False
+
+    def _meet_deadlines(self) -> None:
+        now = self._shared.clock()
+        if now < self._shared.due:
+            return
+        self._shared.due = float("inf")
+        killed: dict[float, list[str]] = {}
+        for daemon in self._daemons:
+            if daemon.advance(now):
+                killed.setdefault(daemon.grace, []).append(daemon.spec.name)
+            self._shared.due = min(self._shared.due, daemon.deadline)
+        for grace, names in killed.items():
+            self._log.say(f"grace ({grace:g}s) elapsed; SIGKILL on {', '.join(names)}")
+
+    def _write_state(self, state: str = "") -> None:
+        if not self._state.directory:
+            return
+        signals = {name: {action: target} for name, (action, target) in _SIGNALS.items()}
+        about = {
+            "pid": os.getpid(),
+            "start_ticks": _start_ticks(os.getpid()),
+            "state": state or ("running" if self.shutdown_at is None else "shutting-down"),
+            "started_at": self._started_at,
+            "updated_at": _timestamp(time.time()),
+            "signals": signals,
+        }
+        daemons = ", ".join(daemon.describe() for daemon in self._daemons)
+        self._state.write(f'{_json(about)[:-1]}, "daemons": [{daemons}]}}')
+
+
+# -- the program -------------------------------------------------------------------------------------------------
+
+
+def _keep_standard_descriptors() -> None:
+    """No file of ours may become a daemon's stdout; nothing that we were given may leak into one."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                pass  # the one that listed them
+
+
+def _supervise() -> int:
+    """Be the supervisor, until all daemons have ended."""
+    _keep_standard_descriptors()
+    secrets = _Secrets(os.environb, _SECRETS)
+    log = _Log(1, secrets)
+    unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
+    if unknown:
+        log.say(f"unknown daemons ignored: {', '.join(unknown)}")
+    specs = _selected_daemons(os.environ)
+    if not specs:
+        log.say("no daemons selected; nothing to do")
+        log.close(time.monotonic() + _GRACE_SECONDS)
+        return 0
+    directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
+    with _Inbox() as inbox:
+        supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
+        supervisor.guard()
+        return supervisor.run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments:
+        print("usage: sidecar_init.py (without arguments)", file=sys.stderr)
+        return 2
+    return _supervise()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
