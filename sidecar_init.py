@@ -248,6 +248,112 @@ def _timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
 
 
+# -- the table file ----------------------------------------------------------------------------------------------
+
+
+class _TableError(Exception):
+    """What is wrong with a table file, in one line."""
+
+
+def _is_name(value: object) -> bool:
+    """Names stand in `[name] ` and in comma-separated lists: letters, digits and `._-`, at most 64."""
+    return isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and not value.strip(_NAME_LETTERS)
+
+
+_NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+
+
+def _is_command(value: object) -> bool:
+    words = value if isinstance(value, list) else []
+    return bool(words and words[0]) and all(isinstance(word, str) and "\0" not in word for word in words)
+
+
+_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "name": ("a name of letters, digits and ._-, at most 64", _is_name),
+    "argv": ("a list of words, the first not empty", _is_command),
+    "restart": ("never, on-failure or always", lambda value: value in ("never", "on-failure", "always")),
+    "user": ("the name of an account", lambda value: isinstance(value, str) and value != "" and "\0" not in value),
+    "port": ("a number from 1 to 65535", lambda value: type(value) is int and 0 < value < 65536),
+    "after": ("a list of names", lambda value: isinstance(value, list) and all(map(_is_name, value))),
+    "check": ("a list of words, the first not empty", _is_command),
+}
+
+
+def _use_table(path: str) -> None:
+    """Replace the shipped table by the one in a file; raises _TableError and changes nothing if it is not right."""
+    global _DAEMONS, _SECRETS, _SIGNALS
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise _TableError(f"{error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # TOML that is wrong, or not UTF-8
+        raise _TableError(f"not TOML: {str(error) or 'nested too deep'}") from None
+    for key in table.keys() - {"daemon", "secrets", "signals"}:
+        raise _TableError(f"unknown key {key!r}; known are [[daemon]], [secrets] and [signals]")
+    rows = table.get("daemon")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise _TableError("'daemon' must be one or more [[daemon]] sections")
+    specs = {}
+    for number, row in enumerate(rows, 1):
+        spec = _row(row, f"daemon {row.get('name', number)!r}")
+        if spec.name in specs:
+            raise _TableError(f"daemon {spec.name!r}: 'name' stands twice")
+        specs[spec.name] = spec
+    _check_order(specs)
+    secrets = _section(table, "secrets")
+    for prefix, owner in secrets.items():
+        if not prefix or not isinstance(owner, str) or owner not in specs:
+            raise _TableError(f"secrets: {prefix!r} must name a daemon of the table, not {owner!r}")
+    signals = {}
+    for name, action in _section(table, "signals").items():
+        if name not in ("HUP", "USR1"):
+            raise _TableError(f"signals: unknown key {name!r}; known are HUP and USR1")
+        if not isinstance(action, dict) or len(action) != 1 or not action.keys() <= {"forward", "restart"}:
+            raise _TableError(f"signals: {name!r} must be {{ forward = \"NAME\" }} or {{ restart = \"NAME\" }}")
+        ((verb, target),) = action.items()
+        if not isinstance(target, str) or target not in specs:
+            raise _TableError(f"signals: {name!r} must name a daemon of the table, not {target!r}")
+        signals[name] = (verb, target)
+    _DAEMONS, _SECRETS, _SIGNALS = tuple(specs.values()), secrets, signals
+
+
+def _section(table: dict[str, Any], name: str) -> dict[str, Any]:
+    section = table.get(name, {})
+    if not isinstance(section, dict):
+        raise _TableError(f"{name!r} must be a [{name}] section")
+    return section
+
+
+def _row(row: dict[str, Any], where: str) -> _DaemonSpec:
+    for key, value in row.items():
+        if key not in _FIELDS:
+            raise _TableError(f"{where}: unknown key {key!r}; known are {', '.join(_FIELDS)}")
+        meaning, is_right = _FIELDS[key]
+        if not is_right(value):
+            raise _TableError(f"{where}: {key!r} must be {meaning}")
+    for key in ("name", "argv"):
+        if key not in row:
+            raise _TableError(f"{where}: {key!r} is missing")
+    return _DaemonSpec(**row)
+
+
+def _check_order(specs: dict[str, _DaemonSpec]) -> None:
+    """Every `after` names a daemon, and none waits for itself in the end."""
+    for spec in specs.values():
+        for name in spec.after:
+            if name not in specs:
+                raise _TableError(f"daemon {spec.name!r}: 'after' names {name!r}, which is no daemon of the table")
+    waiting = dict(specs)
+    while free := [name for name, spec in waiting.items() if not waiting.keys() & set(spec.after)]:
+        for name in free:
+            del waiting[name]
+    if waiting:
+        raise _TableError(f"daemon {next(iter(waiting))!r}: 'after' runs in a circle")
+
+
 # -- the log -----------------------------------------------------------------------------------------------------
 
 
@@ -1420,9 +1526,15 @@ def _supervise() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments:
-        print("usage: sidecar_init.py (without arguments)", file=sys.stderr)
+    if arguments and (len(arguments) != 2 or arguments[0] != "--table"):
+        print("usage: sidecar_init.py [--table FILE]", file=sys.stderr)
         return 2
+    if arguments:
+        try:
+            _use_table(arguments[1])
+        except _TableError as error:
+            print(f"cannot use table {arguments[1]}: {error}", file=sys.stderr)
+            return 2
     return _supervise()
 
 
