@@ -39,6 +39,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+    from argparse import Namespace
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import FrameType
     from typing import Any, NoReturn
@@ -1488,6 +1489,303 @@ class _Supervisor:
         self._state.write(f'{_json(about)[:-1]}, "daemons": [{daemons}]}}')
 
 
+# -- commands ----------------------------------------------------------------------------------------------------
+# They read the state and send signals: no socket, no new way in. What they import, PID 1 does not pay for.
+
+
+class _Refusal(Exception):
+    """Why a command cannot do what it was asked; one line, exit 1."""
+
+
+def _state_path(name: str) -> str:
+    directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
+    if not directory:
+        raise _Refusal("cannot read the state: BOT_BOTTLE_SIDECAR_STATE_DIR is empty, so none is kept")
+    return os.path.join(directory, name)
+
+
+def _read_status() -> dict[str, Any]:
+    import json
+
+    path = _state_path("status.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            status = json.load(file)
+        return {"pid": status["pid"], "daemons": status["daemons"], "signals": status["signals"], **status}
+    except FileNotFoundError:
+        raise _Refusal(f"cannot find a supervisor: there is no {path}") from None
+    except OSError as error:
+        raise _Refusal(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise _Refusal(f"cannot read {path}: it is no status of a supervisor") from None
+
+
+def _problem_with(status: dict[str, Any]) -> str:
+    """Why a status may be out of date; empty if its supervisor lives."""
+    try:
+        if _start_ticks(status["pid"]) == status.get("start_ticks"):
+            return ""
+    except (OSError, ValueError):
+        pass
+    return f"supervisor {status['pid']} is gone; this is what it last wrote, at {status.get('updated_at')}"
+
+
+def _live_status() -> dict[str, Any]:
+    status = _read_status()
+    if problem := _problem_with(status):
+        raise _Refusal(f"cannot reach the supervisor: {problem}")
+    return status
+
+
+def _send(status: dict[str, Any], name: str) -> None:
+    try:
+        os.kill(status["pid"], getattr(signal, f"SIG{name}"))
+    except OSError as error:
+        raise _Refusal(f"cannot send SIG{name} to supervisor {status['pid']}: {error.strerror}") from None
+
+
+def _local_time(timestamp: str | None, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    from datetime import datetime
+
+    return datetime.fromisoformat(timestamp).astimezone().strftime(form) if timestamp else "-"
+
+
+def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
+    """Columns as wide as they need; a line in the colour that its second cell has, on a terminal that wants it."""
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        colour = colours.get(row[1], "") if coloured else ""
+        print(f"\033[{colour}m{line}\033[0m" if colour else line)
+
+
+def _status(options: Namespace) -> int:
+    status = _read_status()
+    problem = _problem_with(status)
+    if options.json:
+        import json
+
+        print(json.dumps({**status, "stale": bool(problem)}, indent=2))
+    else:
+        rows = [["NAME", "STATE", "READY", "PID", "UP SINCE", "RESTARTS", "LAST EXIT"]]
+        for daemon in status["daemons"]:
+            state = "crash-looping" if daemon["crash_looping"] and daemon["state"] == _BACKOFF else daemon["state"]
+            live = daemon["pid"] is not None
+            rows.append([
+                daemon["name"],
+                state,
+                "yes" if daemon["ready"] else "no",
+                str(daemon["pid"] or "-"),
+                _local_time(daemon["started_at"]) if live else "-",
+                str(daemon["restarts"]),
+                daemon["last_exit"] or "-",
+            ])
+        _print_table(rows, {_RUNNING: "32", _BACKOFF: "33", _STARTING: "33", _FAILED: "31", "crash-looping": "31"})
+    if problem:
+        print(f"cannot vouch for this: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def _health(_: Namespace) -> int:
+    """Proves that the loop answers, and that everything runs."""
+    status = _live_status()
+    path = _state_path("status.json")
+    before = os.stat(path).st_ino, os.stat(path).st_mtime_ns
+    _send(status, "USR2")
+    deadline = time.monotonic() + 1
+    while (os.stat(path).st_ino, os.stat(path).st_mtime_ns) == before:
+        if time.monotonic() > deadline:
+            raise _Refusal(f"unhealthy: supervisor {status['pid']} does not answer")
+        time.sleep(0.002)
+    status = _live_status()
+    if status["state"] != "running":
+        raise _Refusal(f"unhealthy: the supervisor is {status['state']}")
+    for daemon in status["daemons"]:
+        if not daemon["ready"]:
+            raise _Refusal(f"unhealthy: {daemon['name']} is {daemon['state']}, not ready")
+    print(f"healthy: {len(status['daemons'])} daemons run and are ready")
+    return 0
+
+
+def _read_events(path: str) -> list[str]:
+    """The lines of both files, the older first; a half-written last line is left for later."""
+    lines: list[str] = []
+    for candidate in (path + ".1", path):
+        try:
+            with open(candidate, encoding="utf-8", errors="replace") as file:
+                lines += [line for line in file if line.endswith("\n")]
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _Refusal(f"cannot read {candidate}: {error.strerror}") from None
+    return lines
+
+
+def _event_line(line: str) -> str:
+    import json
+
+    try:
+        event = json.loads(line)
+        parts = [_local_time(event.pop("time")), event.pop("event"), event.pop("daemon") or "supervisor"]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return _one_line(line.strip())
+    last_lines = event.pop("last_lines", None) or []
+    details = ", ".join(f"{key} {value}" for key, value in event.items() if value is not None and value is not False)
+    return "\n".join([f"{parts[0]}  {parts[1]:<13} {parts[2]:<12} {details}", *(f"    | {x}" for x in last_lines)])
+
+
+def _events(options: Namespace) -> int:
+    path = _state_path("events.jsonl")
+    show = str.rstrip if options.json else _event_line
+    lines = _read_events(path)
+    if not lines and not options.follow and not os.path.exists(path):
+        raise _Refusal(f"cannot find events: there is no {path}")
+    for line in lines[-options.n :] if options.n else []:
+        print(show(line))
+    while options.follow:
+        sys.stdout.flush()
+        time.sleep(0.2)
+        seen, lines = lines, _read_events(path)
+        # What was the last line is found again, also after a rotation; then all that follows is new.
+        start = next((i + 1 for i in range(len(lines) - 1, -1, -1) if seen and lines[i] == seen[-1]), 0)
+        for line in lines[start:]:
+            print(show(line))
+        lines = lines or seen
+    return 0
+
+
+def _apply(options: Namespace) -> int:
+    """Send what reloads a daemon, and wait until the events say how it went."""
+    import json
+
+    status, name = _live_status(), options.name
+    known = {daemon["name"]: daemon for daemon in status["daemons"]}
+    sent = [(signal_name, *action) for signal_name, by in status["signals"].items() for action in by.items()]
+    ways = [(signal_name, verb) for signal_name, verb, target in sent if target == name]
+    if not ways:
+        raise _Refusal(f"cannot apply {name}: no signal reloads it; signals reload {', '.join(t for _, _, t in sent)}")
+    if name not in known:
+        raise _Refusal(f"cannot apply {name}: it is not selected")
+    ((signal_name, verb), *_) = ways
+    path = _state_path("events.jsonl")
+    before = len(_read_events(path))
+    _send(status, signal_name)
+    deadline = time.monotonic() + options.timeout
+    restarted = False
+    while time.monotonic() < deadline:
+        for line in _read_events(path)[before:]:
+            before += 1
+            event = json.loads(line)
+            if event["daemon"] != name:
+                continue
+            kind = event["event"]
+            if verb == "forward" and kind == "signal":
+                if not event["forwarded"]:
+                    raise _Refusal(f"cannot apply {name}: {event['reason']}")
+                print(f"{name} has got SIG{signal_name} (pid {event['pid']})")
+                return 0
+            if kind in ("check-failed", "failed"):
+                raise _Refusal(f"cannot apply {name}: {event['reason']}; see the log of {name}")
+            restarted = restarted or kind == "restarted"
+            if restarted and kind == "ready":
+                print(f"{name} restarted and ready (pid {event['pid']})")
+                return 0
+        time.sleep(0.005)
+    raise _Refusal(f"cannot apply {name}: it is not ready after {options.timeout:g} s")
+
+
+def _plan(options: Namespace) -> int:
+    """What would run; starts nothing."""
+    problems = []
+    secrets = _Secrets(os.environb, _SECRETS)
+    specs = _selected_daemons(os.environ)
+    rows = [["ORDER", "NAME", "RUNS AS", "PORT", "AFTER", "RESTART", "COMMAND"]]
+    for order, spec in enumerate(specs, 1):
+        for argv in filter(None, (spec.argv, spec.check)):
+            try:
+                _find_program(argv[0], _env_for_daemon(spec.name, os.environ))
+            except OSError as error:
+                problems.append(f"{spec.name}: cannot execute {argv[0]}: {error.strerror}")
+        user = spec.user or "(supervisor)"
+        if spec.user and os.geteuid() == 0:
+            try:
+                _Account(spec.user)
+            except KeyError:
+                problems.append(f"{spec.name}: cannot become {spec.user}: there is no such user")
+        elif spec.user:
+            user = f"(supervisor, not {spec.user}: not root)"
+        command = secrets.redact(os.fsencode(" ".join(spec.argv))).decode("utf-8", "replace")
+        after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
+        rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, _one_line(command)])
+    unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
+    problems += [f"{name}: no such daemon in the table" for name in unknown]
+    _print_table(rows, {})
+    for problem in problems:
+        print(_one_line(problem))
+    return 1 if problems else 0
+
+
+def _command_line(arguments: list[str]) -> int:
+    """Everything but `sidecar_init.py` without arguments."""
+    import argparse
+
+    def seconds(text: str) -> float:
+        if not 0 <= float(text) < 1e6:
+            raise ValueError
+        return float(text)
+
+    def count(text: str) -> int:
+        if int(text) < 0:
+            raise ValueError
+        return int(text)
+
+    parser = argparse.ArgumentParser(
+        prog="sidecar_init.py", description="PID 1 of a container that holds several daemons. No command: supervise."
+    )
+    parser.add_argument("--version", action="version", version=f"sidecar-init {__version__}")
+    parser.add_argument("--table", metavar="FILE", help="a TOML file instead of the shipped table of daemons")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    plan = commands.add_parser("plan", help="what would run, as whom, what is missing; exit 1 if something is")
+    plan.add_argument("--table", metavar="FILE", help="as above", default=argparse.SUPPRESS)
+    plan.set_defaults(run=_plan)
+    status = commands.add_parser("status", help="a table of the daemons, or JSON")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(run=_status)
+    health = commands.add_parser("health", help="0: the loop answers and every daemon is ready; 1: the reason")
+    health.set_defaults(run=_health)
+    events = commands.add_parser("events", help="the last events, for people or as JSON lines")
+    events.add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
+    events.add_argument("--follow", action="store_true", help="go on with new ones until Ctrl-C")
+    events.add_argument("--json", action="store_true")
+    events.set_defaults(run=_events)
+    apply = commands.add_parser("apply", help="reload a daemon by its signal; wait until it is ready again")
+    apply.add_argument("name", metavar="NAME")
+    apply.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
+    apply.set_defaults(run=_apply)
+    options = parser.parse_args(arguments)
+    run = getattr(options, "run", None)
+    if options.table and run not in (None, _plan):
+        parser.error("--table goes with plan, or without a command")
+    try:
+        if options.table:
+            _use_table(options.table)
+        code: int = run(options) if run else _supervise()
+        sys.stdout.flush()
+        return code
+    except _TableError as error:
+        print(f"cannot use table {_one_line(options.table)}: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except _Refusal as refusal:
+        print(_one_line(str(refusal)), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # who read us has left; the interpreter shall not complain
+        return 0
+
+
 # -- the program -------------------------------------------------------------------------------------------------
 
 
@@ -1526,15 +1824,8 @@ def _supervise() -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and (len(arguments) != 2 or arguments[0] != "--table"):
-        print("usage: sidecar_init.py [--table FILE]", file=sys.stderr)
-        return 2
     if arguments:
-        try:
-            _use_table(arguments[1])
-        except _TableError as error:
-            print(f"cannot use table {arguments[1]}: {error}", file=sys.stderr)
-            return 2
+        return _command_line(arguments)
     return _supervise()
 
 
