@@ -134,9 +134,7 @@ def _requested_names(env: Mapping[str, str]) -> list[str]:
     return [name for name in map(str.strip, wanted.split(",")) if name]
 
 
-def _selected_daemons(
-    env: Mapping[str, str], all_daemons: Sequence[_DaemonSpec] | None = None
-) -> list[_DaemonSpec]:
+def _selected_daemons(env: Mapping[str, str], all_daemons: Sequence[_DaemonSpec] | None = None) -> list[_DaemonSpec]:
     """The rows to run, in table order. Unknown names are passed over; `main` warns of them."""
     daemons = _DAEMONS if all_daemons is None else all_daemons
     if not env.get("BOT_BOTTLE_SIDECAR_DAEMONS", env.get("CLAUDE_BOTTLE_SIDECAR_DAEMONS", "")).strip():
@@ -313,7 +311,7 @@ def _use_table(path: str) -> None:
         if name not in ("HUP", "USR1"):
             raise _TableError(f"signals: unknown key {name!r}; known are HUP and USR1")
         if not isinstance(action, dict) or len(action) != 1 or not action.keys() <= {"forward", "restart"}:
-            raise _TableError(f"signals: {name!r} must be {{ forward = \"NAME\" }} or {{ restart = \"NAME\" }}")
+            raise _TableError(f'signals: {name!r} must be {{ forward = "NAME" }} or {{ restart = "NAME" }}')
         ((verb, target),) = action.items()
         if not isinstance(target, str) or target not in specs:
             raise _TableError(f"signals: {name!r} must name a daemon of the table, not {target!r}")
@@ -710,8 +708,8 @@ def _become(
         step = f"execute {argv[0]}"
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execve(program, list(argv), dict(env))
-    except OSError as error:
-        os.write(confession, f"{error.errno} {step}".encode())
+    except Exception as error:
+        os.write(confession, f"{getattr(error, 'errno', errno.EINVAL)} {step}".encode())
     finally:
         os._exit(127)
 
@@ -906,11 +904,14 @@ class _Daemon:
         elif self.state in (*_LIVE, _STOPPING):
             self.grace = _GRACE_SECONDS
             self._stop(_STOPPED, kill_at)
+            if self.process and self.process.returncode is not None:
+                self._go_on_if_gone()
 
     def reaped(self, pid: int, returncode: int) -> None:
         """A child of ours ended: the daemon, or its check; all that it wrote has been read."""
         if self.process and pid == self.process.pid:
             self.process.returncode = returncode
+            self._shared.log.put(self.lines.finish())
             if self.state == _STOPPING:
                 self._say_exit()
                 self._go_on_if_gone()
@@ -955,7 +956,7 @@ class _Daemon:
         try:
             pid = self._spawn(self.spec.argv)
         except _CannotStart as problem:
-            self._not_started(problem)
+            self._not_started(problem, asked)
             return
         now = self._shared.clock()
         self.process = _Process(pid)
@@ -970,8 +971,9 @@ class _Daemon:
         else:
             self._enter(_STARTING, now + _POLL_INTERVAL)
 
-    def _not_started(self, problem: _CannotStart) -> None:
+    def _not_started(self, problem: _CannotStart, asked: bool) -> None:
         if problem.code is None:
+            self._asked = asked
             self._deaths += 1
             delay = _backoff(self._deaths)
             self._say(f"cannot start {self.spec.name}: {problem}; the next try is in {delay:.1f} s")
@@ -1145,7 +1147,6 @@ class _Daemon:
             try:
                 chunk = os.read(self._output[0], _READ_SIZE)
             except BlockingIOError:
-                log.put(self.lines.finish())
                 return
             budget -= len(chunk)
             log.put(self.lines.feed(chunk))
@@ -1192,19 +1193,21 @@ class _Daemon:
         if not self._description:
             process, live = self.process, self.state in (*_LIVE, _STOPPING)
             wait = self.deadline - self._shared.clock()
-            self._description = _json({
-                "name": self.spec.name,
-                "state": self.state,
-                "ready": self.ready and self.state in _LIVE,
-                "pid": process.pid if process and live else None,
-                "port": self.spec.port,
-                "user": self.spec.user,
-                "started_at": _timestamp(self._started_time) if self._starts else None,
-                "restarts": self.restarts,
-                "crash_looping": self.crash_looping,
-                "next_start_at": _timestamp(time.time() + wait) if self.state == _BACKOFF else None,
-                "last_exit": self._last_exit,
-            })
+            self._description = _json(
+                {
+                    "name": self.spec.name,
+                    "state": self.state,
+                    "ready": self.ready and self.state in _LIVE,
+                    "pid": process.pid if process and live else None,
+                    "port": self.spec.port,
+                    "user": self.spec.user,
+                    "started_at": _timestamp(self._started_time) if self._starts else None,
+                    "restarts": self.restarts,
+                    "crash_looping": self.crash_looping,
+                    "next_start_at": _timestamp(time.time() + wait) if self.state == _BACKOFF else None,
+                    "last_exit": self._last_exit,
+                }
+            )
         return self._description
 
 
@@ -1572,15 +1575,17 @@ def _status(options: Namespace) -> int:
         for daemon in status["daemons"]:
             state = "crash-looping" if daemon["crash_looping"] and daemon["state"] == _BACKOFF else daemon["state"]
             live = daemon["pid"] is not None
-            rows.append([
-                daemon["name"],
-                state,
-                "yes" if daemon["ready"] else "no",
-                str(daemon["pid"] or "-"),
-                _local_time(daemon["started_at"]) if live else "-",
-                str(daemon["restarts"]),
-                daemon["last_exit"] or "-",
-            ])
+            rows.append(
+                [
+                    daemon["name"],
+                    state,
+                    "yes" if daemon["ready"] else "no",
+                    str(daemon["pid"] or "-"),
+                    _local_time(daemon["started_at"]) if live else "-",
+                    str(daemon["restarts"]),
+                    daemon["last_exit"] or "-",
+                ]
+            )
         _print_table(rows, {_RUNNING: "32", _BACKOFF: "33", _STARTING: "33", _FAILED: "31", "crash-looping": "31"})
     if problem:
         print(f"cannot vouch for this: {problem}", file=sys.stderr)
@@ -1697,7 +1702,7 @@ def _apply(options: Namespace) -> int:
 
 def _plan(options: Namespace) -> int:
     """What would run; starts nothing."""
-    problems = []
+    problems: dict[str, None] = {}
     secrets = _Secrets(os.environb, _SECRETS)
     specs = _selected_daemons(os.environ)
     rows = [["ORDER", "NAME", "RUNS AS", "PORT", "AFTER", "RESTART", "COMMAND"]]
@@ -1706,24 +1711,60 @@ def _plan(options: Namespace) -> int:
             try:
                 _find_program(argv[0], _env_for_daemon(spec.name, os.environ))
             except OSError as error:
-                problems.append(f"{spec.name}: cannot execute {argv[0]}: {error.strerror}")
+                problems[f"{spec.name}: cannot execute {argv[0]}: {error.strerror}"] = None
         user = spec.user or "(supervisor)"
         if spec.user and os.geteuid() == 0:
             try:
                 _Account(spec.user)
             except KeyError:
-                problems.append(f"{spec.name}: cannot become {spec.user}: there is no such user")
+                problems[f"{spec.name}: cannot become {spec.user}: there is no such user"] = None
         elif spec.user:
             user = f"(supervisor, not {spec.user}: not root)"
         command = secrets.redact(os.fsencode(" ".join(spec.argv))).decode("utf-8", "replace")
         after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, _one_line(command)])
     unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
-    problems += [f"{name}: no such daemon in the table" for name in unknown]
+    problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in unknown))
     _print_table(rows, {})
     for problem in problems:
         print(_one_line(problem))
     return 1 if problems else 0
+
+
+# -- the program -------------------------------------------------------------------------------------------------
+
+
+def _keep_standard_descriptors() -> None:
+    """No file of ours may become a daemon's stdout; nothing that we were given may leak into one."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                pass  # the one that listed them
+
+
+def _supervise() -> int:
+    """Be the supervisor, until all daemons have ended."""
+    _keep_standard_descriptors()
+    secrets = _Secrets(os.environb, _SECRETS)
+    log = _Log(1, secrets)
+    unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
+    if unknown:
+        log.say(f"unknown daemons ignored: {', '.join(unknown)}")
+    specs = _selected_daemons(os.environ)
+    if not specs:
+        log.say("no daemons selected; nothing to do")
+        log.close(time.monotonic() + _GRACE_SECONDS)
+        return 0
+    directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
+    with _Inbox() as inbox:
+        supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
+        supervisor.guard()
+        return supervisor.run()
 
 
 def _command_line(arguments: list[str]) -> int:
@@ -1784,42 +1825,6 @@ def _command_line(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # who read us has left; the interpreter shall not complain
         return 0
-
-
-# -- the program -------------------------------------------------------------------------------------------------
-
-
-def _keep_standard_descriptors() -> None:
-    """No file of ours may become a daemon's stdout; nothing that we were given may leak into one."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            try:
-                os.set_inheritable(int(name), False)
-            except OSError:
-                pass  # the one that listed them
-
-
-def _supervise() -> int:
-    """Be the supervisor, until all daemons have ended."""
-    _keep_standard_descriptors()
-    secrets = _Secrets(os.environb, _SECRETS)
-    log = _Log(1, secrets)
-    unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
-    if unknown:
-        log.say(f"unknown daemons ignored: {', '.join(unknown)}")
-    specs = _selected_daemons(os.environ)
-    if not specs:
-        log.say("no daemons selected; nothing to do")
-        log.close(time.monotonic() + _GRACE_SECONDS)
-        return 0
-    directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
-    with _Inbox() as inbox:
-        supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
-        supervisor.guard()
-        return supervisor.run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
