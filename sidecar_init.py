@@ -1064,7 +1064,7 @@ class _Daemon:
         else:
             then, delay = _EXITED, None
         self._say_exit(delay)
-        if self.crash_looping and self._deaths == _CRASH_LOOP_DEATHS and then == _BACKOFF:
+        if self._deaths == _CRASH_LOOP_DEATHS and then == _BACKOFF:
             self._say(f"{self.spec.name} is crash-looping: {self._deaths} deaths without {_STEADY_SECONDS:g} s of life")
             self._record("crash-looping", deaths=self._deaths)
         self._stop(then)
@@ -1092,8 +1092,9 @@ class _Daemon:
             self._record("killed")
             self._enter(_STOPPING, now + _POLL_INTERVAL)
             return True
-        leader_gone = self.process.returncode is not None or self._killed
-        self._enter(_STOPPING, now + _POLL_INTERVAL if leader_gone else self._kill_at)
+        # From here on the end of the group may come without a signal to us.
+        unseen = self._killed or self.process.returncode is not None
+        self._enter(_STOPPING, now + _POLL_INTERVAL if unseen else self._kill_at)
         return False
 
     # what it needs for that
@@ -1186,11 +1187,12 @@ class _Daemon:
 
     @property
     def crash_looping(self) -> bool:
-        return self._deaths >= _CRASH_LOOP_DEATHS
+        steady = self.state in _LIVE and self._shared.clock() - self._started_at >= _STEADY_SECONDS
+        return self._deaths >= _CRASH_LOOP_DEATHS and not steady
 
     def describe(self) -> str:
         """Its part of status.json, made anew only after a change."""
-        if not self._description:
+        if not self._description or self._deaths >= _CRASH_LOOP_DEATHS:  # which time alone can end
             process, live = self.process, self.state in (*_LIVE, _STOPPING)
             wait = self.deadline - self._shared.clock()
             self._description = _json(
