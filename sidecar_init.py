@@ -167,11 +167,13 @@ def _shell_code(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
+_SIGNAL_NAMES = {
+    getattr(signal, name): name for name in reversed(dir(signal)) if name.startswith("SIG") and "_" not in name
+}
+
+
 def _signal_name(number: int) -> str:
-    for name in dir(signal):
-        if name.startswith("SIG") and "_" not in name and getattr(signal, name) == number:
-            return name
-    return f"signal {number}"
+    return _SIGNAL_NAMES.get(number, f"signal {number}")
 
 
 def _exit_text(returncode: int) -> str:
@@ -505,15 +507,18 @@ class _Log:
 
     def flush(self) -> None:
         """Write what can be written without waiting."""
-        while self._waiting:
+        room = True
+        while self._waiting and room:
+            batch = self._waiting[:512]
             try:
-                written = self._write(self.fd, self._waiting[:512])
+                written = self._write(self.fd, batch)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._drop(str(error.strerror))
                 return
             self._size -= written
+            room = written == sum(map(len, batch))
             done = 0
             while written and written >= len(self._waiting[done]):
                 written -= len(self._waiting[done])
@@ -1243,13 +1248,10 @@ class _Inbox:
         self._recorded[number] = None
 
     def take(self) -> list[str]:
-        """The names of the signals that came since the last time, each once, in order."""
-        try:
-            os.read(self.fd, _READ_SIZE)
-        except BlockingIOError:
-            pass
+        """The names of the signals that came since the last time, each once, in order; when `fd` is readable."""
+        os.read(self.fd, _READ_SIZE)
         recorded, self._recorded = self._recorded, {}
-        return [_signal_name(number)[3:] for number in recorded if number != signal.SIGCHLD]
+        return [_signal_name(number)[3:] for number in recorded]
 
 
 # -- the supervisor ----------------------------------------------------------------------------------------------
@@ -1310,9 +1312,12 @@ class _Supervisor:
 
     def tick(self, timeout: float = 0.0) -> bool:
         """One turn of the loop, never waiting longer than `timeout`; True when every child has exited for good."""
-        self._carry_output(self._poll(timeout))
-        self._reap()
-        self._heed_signals()
+        readable = self._poll(timeout)
+        self._carry_output(readable)
+        signals = self._inbox.take() if self._inbox and self._inbox.fd in readable else []
+        if "CHLD" in signals or not self._inbox:
+            self._reap()
+        self._heed(signals)
         self._meet_deadlines()
         self._log.flush()
         if self._shared.changed:
@@ -1425,24 +1430,23 @@ class _Supervisor:
         self._log.flush()
 
     def _reap(self) -> None:
-        for _ in range(1000):  # then others have their turn
+        """Bury whoever has ended; reaping is cheaper than dying, so that this comes to an end."""
+        while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            daemon = self._shared.owners.pop(pid, None)
-            if daemon is None:
+            if daemon := self._shared.owners.pop(pid, None):
+                daemon.drain()
+                daemon.reaped(pid, os.waitstatus_to_exitcode(status))
+                self._log.flush()
+            else:
                 self._shared.due = 0.0  # an orphan; it may have been the last of a group that is waited for
-                continue
-            daemon.drain()
-            daemon.reaped(pid, os.waitstatus_to_exitcode(status))
-            self._log.flush()
-        self._shared.due = 0.0
 
-    def _heed_signals(self) -> None:
-        for name in self._inbox.take() if self._inbox else ():
+    def _heed(self, signals: list[str]) -> None:
+        for name in signals:
             if name in ("TERM", "INT"):
                 self.request_shutdown(f"SIG{name}")
             elif name == "USR2":
