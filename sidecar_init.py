@@ -386,19 +386,30 @@ class _Secrets:
                 return self._replaced(data)
         return data
 
-    def _replaced(self, data: bytes) -> bytes:
-        """Each stretch that values cover, also where they overlap, becomes the name of the first (longest) there."""
-        spans = []
+    def cut(self, data: bytes, at: int) -> int:
+        """Where to cut `data`, at `at` or before, so that no value is cut; `overlap` bytes must follow `at`."""
+        for start, end, _ in reversed(self._stretches(data)):
+            if start < at < end:
+                at = start or end
+        return at
+
+    def _stretches(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        """Every place of every value, in order; of those that begin together the longest is the first."""
+        found = []
         for _, value, name in self._marked:
             start = data.find(value)
             while start >= 0:
-                spans.append((start, -len(value), name))
+                found.append((start, start + len(value), name))
                 start = data.find(value, start + 1)
+        return sorted(found, key=lambda stretch: (stretch[0], -stretch[1]))
+
+    def _replaced(self, data: bytes) -> bytes:
+        """Each stretch that values cover, also where they overlap, becomes the name of the first there."""
         parts, done = [], 0
-        for start, minus_length, name in sorted(spans):
+        for start, end, name in self._stretches(data):
             if start >= done:
                 parts += [data[done:start], name]
-            done = max(done, start - minus_length)
+            done = max(done, end)
         return b"".join([*parts, data[done:]])
 
 
@@ -426,10 +437,9 @@ class _Lines:
         self._tail += chunk
         if len(self._tail) <= _LINE_LIMIT + self._secrets.overlap:
             return []
-        # What stays behind is longer than any secret whose end is still to come.
-        text = self._secrets.redact(self._tail)
-        self._tail = text[_LINE_LIMIT:]
-        return self._prefixed(text[:_LINE_LIMIT] + b"\n")
+        end = self._secrets.cut(self._tail, _LINE_LIMIT)
+        piece, self._tail = self._tail[:end] + b"\n", self._tail[end:]
+        return self._prefixed(self._secrets.redact(piece))
 
     def finish(self) -> list[bytes | memoryview]:
         """Called when the daemon has ended: its last line, with a newline if it had none."""
@@ -545,20 +555,23 @@ class _Log:
             unsaid, self._unsaid = self._unsaid, 0
             self.say(f"{unsaid} lines of the supervisor's own are missing here: nobody read the log")
 
-    def close(self, deadline: float) -> None:
-        """Wait for the reader until `deadline`, then count what is left in a last line, if that can be written."""
+    def wait(self, deadline: float) -> None:
+        """Called at the end: wait for the reader until `deadline`, then drop what is left."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         self.flush()
         while self._waiting and time.monotonic() < deadline:
             poll.poll(max(0, deadline - time.monotonic()) * 1000)
             self.flush()
-        if self._waiting or self._lost:
-            if self._waiting:
-                self._drop("nobody read it in time")
+        if self._waiting:
+            self._drop("nobody read it in time")
+
+    def close(self, deadline: float) -> None:
+        """The last call: if something was dropped, a last line counts it, if that can be written."""
+        self.wait(deadline)
+        if self._lost:
             self._confess()
-            poll.poll(_POLL_INTERVAL * 1000)
-            self.flush()
+            self.wait(time.monotonic() + _POLL_INTERVAL)
 
 
 def _write_if_ready(fd: int, parts: Sequence[bytes | memoryview]) -> int:
@@ -1142,8 +1155,8 @@ class _Daemon:
         if account:
             try:
                 os.fchown(self._output[1], account.uid, account.gid)  # so that it can open /dev/stderr
-            except PermissionError:
-                pass
+            except OSError:
+                pass  # not allowed here; it can do without
         return self._output[1]
 
     def drain(self) -> None:
@@ -1347,11 +1360,15 @@ class _Supervisor:
         elif daemon.state not in _LIVE or daemon.process is None:
             why = f"{name} is not running"
         else:
-            os.kill(daemon.process.pid, sig)
-            self._log.say(f"forwarded {what} to {name}")
-            self._state.record("signal", name, daemon.process.pid, signal=what, forwarded=True)
-            self._shared.changed = True
-            return True
+            try:
+                os.kill(daemon.process.pid, sig)
+            except OSError as error:  # another account's, and the container has no KILL
+                why = f"cannot signal it: {error.strerror}"
+            else:
+                self._log.say(f"forwarded {what} to {name}")
+                self._state.record("signal", name, daemon.process.pid, signal=what, forwarded=True)
+                self._shared.changed = True
+                return True
         self._log.say(f"{what} for {name} dropped; {why}")
         self._state.record("signal", name, None, signal=what, forwarded=False, reason=why)
         self._shared.changed = True
@@ -1379,13 +1396,16 @@ class _Supervisor:
         self.start_all()
         while not self.tick(self._time_to_next_deadline()):
             pass
-        code = self.exit_code()
-        self._carry_output(list(self._shared.readers))  # what those wrote that daemons left behind
-        self._log.say(f"exit {code}")
-        self._write_state("stopped")
         ended_at = self._shared.clock() if self.shutdown_at is None else self.shutdown_at
-        self._log.close(max(ended_at + _GRACE_SECONDS, self._shared.clock() + 5 * _POLL_INTERVAL))
-        return code
+        deadline = max(ended_at + _GRACE_SECONDS, self._shared.clock() + 5 * _POLL_INTERVAL)
+        for daemon in self._daemons:  # what there was no room for, and what those wrote that daemons left behind
+            self._log.wait(deadline)
+            daemon.drain()
+            self._log.put(daemon.lines.finish())
+        self._log.say(f"exit {self.exit_code()}")
+        self._write_state("stopped")
+        self._log.close(deadline)
+        return self.exit_code()
 
     def guard(self) -> None:
         """Called once by the program: what PID 1 holds is out of every daemon's reach; orphans come to us."""
@@ -1411,7 +1431,7 @@ class _Supervisor:
                     poll.unregister(self._log.fd)
         poll = self._all if self._log.has_room() else self._quiet
         milliseconds = None if timeout == float("inf") else min(timeout, 3600) * 1000
-        return [fd for fd, _ in poll.poll(milliseconds)]
+        return sorted(fd for fd, _ in poll.poll(milliseconds))
 
     def _carry_output(self, fds: list[int]) -> None:
         """One read from each daemon that has written, and on to the log; in turns, so that nobody starves."""
