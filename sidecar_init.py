@@ -678,7 +678,7 @@ def _spawn(kernel: _Kernel, argv: Sequence[str], env: Mapping[str, str], output:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 os.close(confession)
-            failure = os.read(report, 1024).decode().split(" ", 1)
+            failure = os.fsdecode(os.read(report, _READ_SIZE)).split(" ", 1)
         finally:
             os.close(report)
         if len(failure) == 2:
@@ -727,7 +727,7 @@ def _become(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execve(program, list(argv), dict(env))
     except Exception as error:
-        os.write(confession, f"{getattr(error, 'errno', errno.EINVAL)} {step}".encode())
+        os.write(confession, os.fsencode(f"{getattr(error, 'errno', None) or errno.EINVAL} {step}"))
     finally:
         os._exit(127)
 
@@ -747,12 +747,14 @@ def _signal_group(pgid: int, number: int) -> bool:
         os.killpg(pgid, number)
     except ProcessLookupError:
         return False
-    except PermissionError:  # some of another account, and we may not: they are there all the same
-        return True
     return True
 
 
 # -- state for people and tools ----------------------------------------------------------------------------------
+
+
+# Nothing that a daemon puts in the way may lead us elsewhere (a link) or hold us up (a FIFO).
+_STATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class _State:
@@ -780,7 +782,7 @@ class _State:
             os.makedirs(self.directory, exist_ok=True)
             if events:
                 self._append(self._bytes(events))
-            fd = os.open(self.path("status.json.new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+            fd = os.open(self.path("status.json.new"), _STATE_FLAGS | os.O_TRUNC, 0o644)
             with open(fd, "wb") as file:
                 os.fchmod(fd, 0o644)  # whatever our umask is
                 file.write(self._bytes(status + "\n"))
@@ -793,7 +795,7 @@ class _State:
 
     def _append(self, events: bytes) -> None:
         path = self.path("events.jsonl")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        fd = os.open(path, _STATE_FLAGS | os.O_APPEND, 0o644)
         try:
             os.fchmod(fd, 0o644)
             size = os.fstat(fd).st_size
@@ -1054,7 +1056,7 @@ class _Daemon:
 
     def _kill_check(self) -> None:
         if self._check:
-            _signal_group(self._check.pid, signal.SIGKILL)
+            self._signal(self._check.pid, signal.SIGKILL)
             self._check = None
 
     def _stop(self, then: str, kill_at: float | None = None) -> None:
@@ -1063,8 +1065,8 @@ class _Daemon:
         self._kill_check()
         self._then, self._killed = then, False
         self._kill_at = self._shared.clock() + self.grace if kill_at is None else kill_at
-        _signal_group(self.process.pid, signal.SIGTERM)
-        _signal_group(self.process.pid, signal.SIGCONT)  # one that was stopped takes its TERM only now
+        self._signal(self.process.pid, signal.SIGTERM)
+        self._signal(self.process.pid, signal.SIGCONT)  # one that was stopped takes its TERM only now
         self._enter(_STOPPING, self._kill_at)
 
     def _die(self) -> None:
@@ -1092,21 +1094,25 @@ class _Daemon:
         """stopping -> what follows, once the group is empty; KILL at the deadline, which is told by True"""
         assert self.process
         now = self._shared.clock()
-        # Two seconds after KILL only the dead are left whose parent, elsewhere, does not bury them.
-        buried = self._killed and now >= self._kill_at + 2
-        if self.process.returncode is not None and (buried or not _signal_group(self.process.pid, 0)):
+        # Two seconds after KILL only the dead are left whose parent, elsewhere, does not bury them,
+        # or whom we may not signal; a shutdown does not wait for those either.
+        hopeless = self._killed and now >= self._kill_at + 2
+        code = self.process.returncode
+        if hopeless and self._then == _STOPPED and code is None:
+            code = -signal.SIGKILL
+        if code is not None and (hopeless or not self._signal(self.process.pid, 0)):
             if self._then == _STARTING:
                 self._start()
             else:
                 if self._then == _STOPPED:
-                    self.ended = _shell_code(self.process.returncode)
+                    self.ended = _shell_code(code)
                 self._enter(self._then, self._back_at if self._then == _BACKOFF else float("inf"))
                 if self._then == _STOPPED:
                     self._record("stopped")
             return False
         if now >= self._kill_at and not self._killed:
             self._killed = True
-            _signal_group(self.process.pid, signal.SIGKILL)
+            self._signal(self.process.pid, signal.SIGKILL)
             self._record("killed")
             self._enter(_STOPPING, now + _POLL_INTERVAL)
             return True
@@ -1129,6 +1135,14 @@ class _Daemon:
         pid = _spawn(self._shared.kernel, argv, env, self._open_output(account), account)
         self._shared.owners[pid] = self
         return pid
+
+    def _signal(self, pgid: int, number: int) -> bool:
+        """Signal its group, or its check's; False when there is none."""
+        try:
+            return _signal_group(pgid, number)
+        except PermissionError as error:
+            self._shared.say_once(f"cannot signal {self.spec.name}: {error.strerror}; the container must have KILL")
+            return True
 
     def _account(self) -> _Account | None:
         user = self.spec.user
@@ -1297,7 +1311,7 @@ class _Supervisor:
         self._awaits_reader = False
         self._last_read = -1
         self._done = False
-        self._started_at = _timestamp(time.time())
+        self._started_at, self._start_ticks = _timestamp(time.time()), _start_ticks(os.getpid())
         if inbox:
             self._all.register(inbox.fd, select.POLLIN)
             self._quiet.register(inbox.fd, select.POLLIN)
@@ -1508,7 +1522,7 @@ class _Supervisor:
         signals = {name: {action: target} for name, (action, target) in _SIGNALS.items()}
         about = {
             "pid": os.getpid(),
-            "start_ticks": _start_ticks(os.getpid()),
+            "start_ticks": self._start_ticks,
             "state": state or ("running" if self.shutdown_at is None else "shutting-down"),
             "started_at": self._started_at,
             "updated_at": _timestamp(time.time()),
@@ -1832,10 +1846,10 @@ def _command_line(arguments: list[str]) -> int:
     apply.set_defaults(run=_apply)
     options = parser.parse_args(arguments)
     run = getattr(options, "run", None)
-    if options.table and run not in (None, _plan):
+    if options.table is not None and run not in (None, _plan):
         parser.error("--table goes with plan, or without a command")
     try:
-        if options.table:
+        if options.table is not None:
             _use_table(options.table)
         code: int = run(options) if run else _supervise()
         sys.stdout.flush()
