@@ -1,0 +1,60 @@
+# shellcheck shell=sh
+# The one environment in which every git of the gate runs: git daemon, its hooks and git http-backend.
+# Sourced, with GIT_GATE_APP set. It ends the shell where the gate itself could not run.
+
+: "${GIT_GATE_ROOT:=/srv/git}"                           # the mirrors, NAME.git
+: "${GIT_GATE_RUN:=/run/git-gate}"                       # the copy of the ssh key
+: "${GIT_GATE_MIRRORS:=/etc/git-gate/mirrors}"           # the list: NAME URL
+: "${GIT_GATE_SSH_KEY:=/etc/git-gate/ssh/id}"
+: "${GIT_GATE_KNOWN_HOSTS:=/etc/git-gate/ssh/known_hosts}"
+: "${GIT_GATE_GITLEAKS:=gitleaks}"
+: "${GIT_GATE_GITLEAKS_CONFIG:=$GIT_GATE_APP/gitleaks.toml}"
+: "${GIT_GATE_SCAN_SECONDS:=600}"                        # a scan that takes longer is a refusal
+: "${GIT_GATE_SYNC_SECONDS:=20}"                         # how long a client waits for upstream
+GIT_GATE_SSH_KEY_COPY=$GIT_GATE_RUN/id
+export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_RUN GIT_GATE_KNOWN_HOSTS GIT_GATE_SSH_KEY_COPY
+export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SCAN_SECONDS GIT_GATE_SYNC_SECONDS
+
+# git passes over a hook that is missing or not executable, and takes the push: without the hook, no service.
+if ! [ -x "$GIT_GATE_APP/git_gate_hooks/pre-receive" ]; then
+    echo "cannot execute $GIT_GATE_APP/git_gate_hooks/pre-receive: no push would be scanned, so nothing is served" >&2
+    exit 1
+fi
+
+# Evaluated by sh when git connects, hence the quotes.
+# shellcheck disable=SC2016,SC2089,SC2090
+GIT_SSH_COMMAND='ssh -F /dev/null -i "$GIT_GATE_SSH_KEY_COPY" -o BatchMode=yes -o IdentitiesOnly=yes \
+-o StrictHostKeyChecking=yes -o "UserKnownHostsFile=\"$GIT_GATE_KNOWN_HOSTS\"" -o GlobalKnownHostsFile=/dev/null \
+-o ConnectTimeout=5 -o ServerAliveInterval=10'
+GIT_SSH_VARIANT=ssh
+GIT_TERMINAL_PROMPT=0
+GIT_NO_REPLACE_OBJECTS=1
+GIT_CONFIG_NOSYSTEM=1
+GIT_CONFIG_GLOBAL=/dev/null
+GIT_ATTR_NOSYSTEM=1
+LC_ALL=C
+# shellcheck disable=SC2090
+export GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_TERMINAL_PROMPT GIT_NO_REPLACE_OBJECTS
+export GIT_CONFIG_NOSYSTEM GIT_CONFIG_GLOBAL GIT_ATTR_NOSYSTEM LC_ALL
+
+setting() {
+    export "GIT_CONFIG_KEY_$GIT_CONFIG_COUNT=$1" "GIT_CONFIG_VALUE_$GIT_CONFIG_COUNT=$2"
+    GIT_CONFIG_COUNT=$((GIT_CONFIG_COUNT + 1))
+}
+
+# Settings in the environment overrule a mirror's own config file.
+export GIT_CONFIG_COUNT=0
+setting core.hooksPath "$GIT_GATE_APP/git_gate_hooks"
+setting core.attributesFile /dev/null
+setting core.bigFileThreshold 16m              # larger files: streamed by git, binary to "gitleaks git"
+setting safe.directory '*'                     # a mounted volume may belong to another uid
+setting gc.auto 0
+setting maintenance.auto false
+setting receive.autogc false
+setting receive.fsckObjects true
+setting receive.shallowUpdate false
+setting receive.denyDeleteCurrent ignore       # else git refuses after upstream has already deleted it
+setting http.receivepack true
+setting http.uploadpack true
+setting http.getanyfile false
+setting http.uploadarchive false

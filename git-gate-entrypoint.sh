@@ -1,0 +1,126 @@
+#!/bin/sh
+# The daemon "git-gate": mirrors of the listed repositories on port 9418, for fetches and for pushes that pass the
+# gate (app/git_gate_pre_receive.py). Prepares the ssh key and the mirrors, then becomes git daemon.
+#
+# The list, GIT_GATE_MIRRORS, has one "NAME URL" a line; "#" begins a comment.
+set -eu
+: "${GIT_GATE_APP:=/app}"
+# shellcheck source=/dev/null
+. "$GIT_GATE_APP/git_gate_env.sh"
+: "${GIT_GATE_LISTEN:=0.0.0.0}"
+: "${GIT_GATE_PORT:=9418}"
+
+say() { echo "git-gate: $*" >&2; }
+
+# ssh insists on mode 0600 where it owns the key, and on a final newline; the mount may have neither and be read-only.
+copy_ssh_key() {
+    if ! [ -r "$GIT_GATE_SSH_KEY" ]; then
+        echo "cannot read the ssh key $GIT_GATE_SSH_KEY: mount it readable for uid $(id -u);" \
+            "until then upstream is out of reach and every push is refused" >&2
+        return
+    fi
+    if ! (umask 077 && rm -f "$GIT_GATE_SSH_KEY_COPY" &&
+        { tr -d '\r' <"$GIT_GATE_SSH_KEY" && echo; } >"$GIT_GATE_SSH_KEY_COPY"); then
+        echo "cannot copy the ssh key to $GIT_GATE_SSH_KEY_COPY: make $GIT_GATE_RUN writable" >&2
+    fi
+}
+
+usable_name() {
+    case $1 in
+    '' | .* | -* | *..* | *.lock | *[!A-Za-z0-9._-]*) false ;;
+    esac
+}
+
+usable_url() {
+    case $1 in '' | -*) return 1 ;; esac
+    authority=${1#*://}
+    case ${authority%%/*} in *:*@*) return 1 ;; esac # a password, which git might show to the pusher
+}
+
+# What a killed push leaves behind, unless a push by way of git-http is alive now.
+remove_leftovers() {
+    # shellcheck disable=SC2153
+    exec 8>>"$GIT_GATE_ROOT/.busy"
+    if flock --nonblock 8; then
+        find "$GIT_GATE_ROOT" -depth \( -path '*/objects/tmp_objdir-*' -o -path '*/objects/pack/tmp_*' \
+            -o -path '*/objects/pack/.tmp-*' -o -name packed-refs.new -o -name '*.lock' -type f ! -name gate.lock \) -exec rm -rf {} +
+    else
+        say "a request of git-http is underway: leftovers of broken pushes stay until the next start"
+    fi
+    exec 8>&-
+}
+
+# The list on stdin; the names that were used on stdout.
+prepare_mirrors() {
+    number=0
+    used=' '
+    while read -r name url rest || [ -n "$name" ]; do
+        number=$((number + 1))
+        case $name in '' | '#'*) continue ;; esac
+        name=${name%.git}
+        if ! usable_name "$name" || ! usable_url "$url" || [ -n "$rest" ]; then
+            echo "cannot use line $number of $GIT_GATE_MIRRORS: write NAME URL, the name of letters, digits, . _ -" \
+                "and the URL without a password" >&2
+            continue
+        fi
+        case $used in *" $name "*)
+            echo "cannot use line $number of $GIT_GATE_MIRRORS: $name is there twice" >&2
+            continue
+            ;;
+        esac
+        used="$used$name "
+        echo "$name"
+        prepare_mirror "$GIT_GATE_ROOT/$name.git" "$url" </dev/null >&2 &
+    done
+    wait
+}
+
+prepare_mirror() {
+    if ! git init --quiet --bare --initial-branch=main "$1" || ! git -C "$1" config gate.upstream "$2"; then
+        echo "cannot make the mirror $1: see git's reason above" >&2
+        return
+    fi
+    GIT_GATE_SYNC_SECONDS=600 sh "$GIT_GATE_APP/git_gate_access_hook.sh" start "$1"
+}
+
+# Everything below GIT_GATE_ROOT is exported, so what is no longer listed must go. All of it is at upstream.
+remove_unlisted() {
+    for mirror in "$GIT_GATE_ROOT"/*.git; do
+        name=$(basename "$mirror" .git)
+        case "
+$1
+" in *"
+$name
+"*) continue ;; esac
+        if git config --file "$mirror/config" gate.upstream >/dev/null 2>&1; then
+            rm -rf "$mirror"
+            say "removed mirror $name: it is not in the list"
+        fi
+    done
+}
+
+mirrors=
+if [ -r "$GIT_GATE_MIRRORS" ]; then
+    for directory in "$GIT_GATE_ROOT" "$GIT_GATE_RUN"; do
+        if ! mkdir -p "$directory" || ! [ -w "$directory" ]; then
+            echo "cannot write to $directory: mount a writable directory there" >&2
+            exit 1
+        fi
+    done
+    copy_ssh_key
+    remove_leftovers
+    mirrors=$(tr -d '\r' <"$GIT_GATE_MIRRORS" | prepare_mirrors)
+fi
+remove_unlisted "$mirrors"
+if [ -n "$mirrors" ]; then
+    say "serving $(echo "$mirrors" | tr '\n' ' ')on port $GIT_GATE_PORT"
+else
+    say "no mirrors configured in $GIT_GATE_MIRRORS: serving none"
+fi
+
+exec 7>&2 # for the access hook
+
+# git-daemon itself: the "git" wrapper would stay in between, and a KILL of the wrapper leaves the daemon on the port.
+exec "$(git --exec-path)/git-daemon" --listen="$GIT_GATE_LISTEN" --port="$GIT_GATE_PORT" --reuseaddr \
+    --base-path="$GIT_GATE_ROOT" --export-all --enable=receive-pack --max-connections=32 --init-timeout=60 \
+    --access-hook="$GIT_GATE_APP/git_gate_access_hook.sh" --informative-errors --verbose "$GIT_GATE_ROOT"
