@@ -369,7 +369,7 @@ class _Secrets:
             part: b"[redacted %s]" % name
             for name, value in environ.items()
             if name.startswith(starts)
-            for part in value.split(b"\n")
+            for part in map(bytes.strip, value.splitlines())
             if len(part) >= 6
         }
         # The byte of a value that is rarest in logs is looked for first: one byte is found at 10 GB/s, a word at 1.
@@ -386,31 +386,37 @@ class _Secrets:
                 return self._replaced(data)
         return data
 
+    def _replaced(self, data: bytes) -> bytes:
+        """Each stretch that values cover becomes the name of the first (longest) there."""
+        parts, done = [], 0
+        for start, end, name in self._stretches(data):
+            parts += [data[done:start], name]
+            done = end
+        return b"".join([*parts, data[done:]])
+
     def cut(self, data: bytes, at: int) -> int:
-        """Where to cut `data`, at `at` or before, so that no value is cut; `overlap` bytes must follow `at`."""
-        for start, end, _ in reversed(self._stretches(data)):
+        """Where `data` can be cut in two: at `at`, or beside the stretch of values that lies across it."""
+        for start, end, _ in self._stretches(data):
             if start < at < end:
-                at = start or end
+                return start or end
         return at
 
     def _stretches(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """Every place of every value, in order; of those that begin together the longest is the first."""
+        """What values cover, from start to end; those that overlap are one stretch."""
         found = []
         for _, value, name in self._marked:
             start = data.find(value)
             while start >= 0:
-                found.append((start, start + len(value), name))
+                found.append((start, -len(value), name))
                 start = data.find(value, start + 1)
-        return sorted(found, key=lambda stretch: (stretch[0], -stretch[1]))
-
-    def _replaced(self, data: bytes) -> bytes:
-        """Each stretch that values cover, also where they overlap, becomes the name of the first there."""
-        parts, done = [], 0
-        for start, end, name in self._stretches(data):
-            if start >= done:
-                parts += [data[done:start], name]
-            done = max(done, end)
-        return b"".join([*parts, data[done:]])
+        stretches: list[tuple[int, int, bytes]] = []
+        for start, minus_length, name in sorted(found):
+            if stretches and start < stretches[-1][1]:
+                first, end, first_name = stretches.pop()
+                stretches.append((first, max(end, start - minus_length), first_name))
+            else:
+                stretches.append((start, start - minus_length, name))
+        return stretches
 
 
 class _Lines:
@@ -437,9 +443,11 @@ class _Lines:
         self._tail += chunk
         if len(self._tail) <= _LINE_LIMIT + self._secrets.overlap:
             return []
+        # What stays behind is longer than any secret whose end is still to come, and stays as it was read: what is
+        # redacted too early may be the beginning of a longer one.
         end = self._secrets.cut(self._tail, _LINE_LIMIT)
-        piece, self._tail = self._tail[:end] + b"\n", self._tail[end:]
-        return self._prefixed(self._secrets.redact(piece))
+        text, self._tail = self._tail[:end], self._tail[end:]
+        return self._prefixed(self._secrets.redact(text) + b"\n")
 
     def finish(self) -> list[bytes | memoryview]:
         """Called when the daemon has ended: its last line, with a newline if it had none."""
@@ -938,7 +946,9 @@ class _Daemon:
             else:
                 self._die()
         elif self._check and pid == self._check.pid:
-            self._finish_check("" if returncode == 0 else f"its check exited {_exit_text(returncode)}")
+            said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
+            problem = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
+            self._finish_check("" if returncode == 0 else problem)
 
     def advance(self, now: float) -> bool:
         """Act on a deadline, or on what others have become. True when its group had to be killed."""
@@ -1025,7 +1035,7 @@ class _Daemon:
 
     def _start_check(self) -> None:
         """starting, running -> checking"""
-        self._check_again = False
+        self._check_again, self.lines.last_words = False, b""
         try:
             self._check = _Process(self._spawn(self.spec.check or ()))
         except _CannotStart as problem:
@@ -1596,6 +1606,7 @@ def _local_time(timestamp: str | None, form: str = "%Y-%m-%d %H:%M:%S") -> str:
 def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
     """Columns as wide as they need; a line in the colour that its second cell has, on a terminal that wants it."""
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -1677,7 +1688,8 @@ def _event_line(line: str) -> str:
         return _one_line(line.strip())
     last_lines = event.pop("last_lines", None) or []
     details = ", ".join(f"{key} {value}" for key, value in event.items() if value is not None and value is not False)
-    return "\n".join([f"{parts[0]}  {parts[1]:<13} {parts[2]:<12} {details}", *(f"    | {x}" for x in last_lines)])
+    lines = [f"{parts[0]}  {parts[1]:<13} {parts[2]:<12} {details}", *(f"    | {line}" for line in last_lines)]
+    return "\n".join(map(_one_line, lines))
 
 
 def _events(options: Namespace) -> int:
@@ -1744,6 +1756,10 @@ def _plan(options: Namespace) -> int:
     """What would run; starts nothing."""
     problems: dict[str, None] = {}
     secrets = _Secrets(os.environb, _SECRETS)
+
+    def clean(text: str) -> str:
+        return secrets.redact(os.fsencode(text)).decode("utf-8", "replace")
+
     specs = _selected_daemons(os.environ)
     rows = [["ORDER", "NAME", "RUNS AS", "PORT", "AFTER", "RESTART", "COMMAND"]]
     for order, spec in enumerate(specs, 1):
@@ -1760,14 +1776,14 @@ def _plan(options: Namespace) -> int:
                 problems[f"{spec.name}: cannot become {spec.user}: there is no such user"] = None
         elif spec.user:
             user = f"(supervisor, not {spec.user}: not root)"
-        command = secrets.redact(os.fsencode(" ".join(spec.argv))).decode("utf-8", "replace")
+        command = clean(" ".join(spec.argv))
         after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
-        rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, _one_line(command)])
+        rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
     unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
     problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in unknown))
     _print_table(rows, {})
     for problem in problems:
-        print(_one_line(problem))
+        print(_one_line(clean(problem)))
     return 1 if problems else 0
 
 
