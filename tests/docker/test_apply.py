@@ -1,0 +1,153 @@
+"""Applying an allowlist and routes to a running bundle, as the tools on the host do it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import unittest
+from typing import ClassVar
+
+from tests.docker.engine import ROUTES, TOKEN, BundleTest, docker
+
+
+class Applying(BundleTest):
+    ca: ClassVar[str]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.ca = cls.bundle.ca()
+
+    def status(self, url: str, *options: str) -> int:
+        return int(self.world.fetch(url, "--ca", self.ca, *options)["status"])
+
+    def by_pipelock(self, host: str) -> int:
+        return self.status(f"http://{host}/", "--proxy", "127.0.0.1:8888")
+
+
+class Allowlist(Applying):
+    def test_a_new_host_passes_and_nobody_but_pipelock_notices(self) -> None:
+        self.assertEqual(self.by_pipelock("late.example.test"), 403)
+        client = self.world.popen("python3", "/inside/mcp_kept_open.py")
+        with client:
+            assert client.stdin and client.stdout
+            self.assertEqual(client.stdout.readline(), "open\n")
+            before = self.bundle.pids()
+
+            self.bundle.allow("api.example.test", "late.example.test")
+            self.bundle.signal("USR1")
+            self.bundle.wait_for(lambda: self.replaced(before), "another pipelock")
+
+            self.assertEqual([self.by_pipelock(f"{host}.example.test") for host in ("late", "api")], [200, 200])
+            self.assertEqual(self.by_pipelock("other.example.test"), 403)
+            print("go on", file=client.stdin, flush=True)
+            answer = client.stdout.readline()
+            self.assertIn("result", json.loads(answer), answer)
+        self.assertNotEqual(self.bundle.daemons()["pipelock"]["last_exit"], "SIGUSR1")
+        after = self.bundle.pids()
+        self.assertEqual({name for name in before if before[name] != after[name]}, {"pipelock"})
+
+    def replaced(self, before: dict[str, int]) -> bool:
+        pipelock = self.bundle.daemons()["pipelock"]
+        return bool(pipelock["ready"]) and pipelock["pid"] != before["pipelock"]
+
+    def test_an_invalid_file_leaves_the_old_pipelock_serving(self) -> None:
+        before = self.bundle.pids()
+        self.bundle.write("pipelock.yaml", "version: 1\nmode: strict\napi_alowlist: [late.example.test]\n")
+        done = self.bundle.supervisor("apply", "pipelock", check=False)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        self.assertIn("api_alowlist", done.stdout + done.stderr)
+        self.assertEqual(self.bundle.pids(), before)
+        self.assertEqual(self.by_pipelock("api.example.test"), 200)
+        events = self.bundle.supervisor("events", "--json").stdout
+        self.assertIn("check-failed", [json.loads(line)["event"] for line in events.splitlines()])
+
+
+class Routed(Applying):
+    """Here pipelock lets all pass, and egress alone decides."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.bundle.allow("*.example.test")
+        cls.bundle.supervisor("apply", "pipelock")
+
+
+class Routes(Routed):
+    def setUp(self) -> None:
+        self.world.forget_requests()
+
+    def test_the_token_goes_to_the_routed_host_only(self) -> None:
+        self.assertEqual(self.status("https://api.example.test/", "--header", "Authorization=of the agent"), 200)
+        [request] = self.world.requests()
+        self.assertTrue(request["tls"])
+        self.assertEqual(request["headers"]["authorization"], f"Bearer {TOKEN}")
+
+    def test_nothing_else_gets_the_token(self) -> None:
+        for url, spoofed in (
+            ("https://other.example.test/", None),
+            ("https://other.example.test/", "api.example.test"),
+            ("http://other.example.test/", None),
+            ("http://other.example.test/", "api.example.test"),
+            ("http://api.example.test/", None),
+            ("http://api.example.test/", "other.example.test"),
+            ("http://api.example.test:443/", None),
+            ("https://late.example.test/", "api.example.test"),
+        ):
+            with self.subTest(url, spoofed=spoofed):
+                self.status(url, *(("--header", f"Host={spoofed}") if spoofed else ()))
+                self.assertNotIn(TOKEN, json.dumps(self.world.requests()))
+
+    def test_what_is_routed_passes_and_what_is_not_is_refused(self) -> None:
+        self.assertEqual(self.status("https://other.example.test/"), 200)
+        self.assertEqual(self.status("http://other.example.test/"), 200)
+        self.assertEqual(self.status("https://late.example.test/"), 403)
+        self.assertEqual(self.status("http://api.example.test/"), 403)
+
+
+class ChangedRoutes(Routed):
+    LATE = ROUTES + "  - host: late.example.test\n    token: EGRESS_TOKEN_API\n    header: x-api-key\n"
+
+    def setUp(self) -> None:
+        self.bundle.write("routes.yaml", ROUTES)
+        docker("restart", self.bundle.name)
+        self.bundle.wait_until_healthy()
+
+    def test_hup_brings_a_new_route_into_force(self) -> None:
+        self.assertEqual(self.status("https://late.example.test/"), 403)
+        before = self.bundle.pids()
+        self.bundle.write("routes.yaml", self.LATE)
+        self.bundle.signal("HUP")
+        self.bundle.wait_for_log("loaded 4 route(s)")
+        self.assertEqual(self.status("https://late.example.test/"), 200)
+        self.assertEqual(self.world.requests()[-1]["headers"]["x-api-key"], TOKEN)
+        self.assertEqual(self.bundle.pids(), before)
+
+    def test_a_file_that_does_not_parse_changes_nothing(self) -> None:
+        self.bundle.write("routes.yaml", "routes: [")
+        self.bundle.signal("HUP")
+        self.bundle.wait_for_log("cannot load")
+        self.assertEqual(self.status("https://api.example.test/"), 200)
+        self.assertEqual(self.status("https://late.example.test/"), 403)
+
+    def test_a_hup_in_the_first_moments_of_egress_is_not_lost(self) -> None:
+        """One change after another while egress starts, a HUP after each: the last one is in force."""
+        docker("restart", self.bundle.name)
+        versions = itertools.count(1)
+
+        def ready_after_another_change() -> bool:
+            self.version = next(versions)
+            self.bundle.write("routes.yaml", self.LATE.replace("x-api-key", f"x-version-{self.version}"))
+            self.bundle.signal("HUP")
+            return self.bundle.is_ready("egress")
+
+        self.bundle.wait_for(ready_after_another_change, "egress to be ready")
+        self.assertGreater(self.version, 1)
+        self.assertEqual(self.bundle.daemons()["egress"]["restarts"], 0)
+        self.bundle.wait_until_healthy()
+        self.assertEqual(self.status("https://late.example.test/"), 200)
+        self.assertIn(f"x-version-{self.version}", self.world.requests()[-1]["headers"])
+
+
+if __name__ == "__main__":
+    unittest.main()
