@@ -283,6 +283,13 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
 def _use_table(path: str) -> None:
     """Replace the shipped table by the one in a file; raises _TableError and changes nothing if it is not right."""
     global _DAEMONS, _SECRETS, _SIGNALS
+    try:
+        _DAEMONS, _SECRETS, _SIGNALS = _read_table(path)
+    except _TableError as error:
+        raise _TableError(_one_line(f"cannot use table {path}: {error}")) from None
+
+
+def _read_table(path: str) -> tuple[tuple[_DaemonSpec, ...], dict[str, str], dict[str, tuple[str, str]]]:
     import tomllib
 
     try:
@@ -318,7 +325,7 @@ def _use_table(path: str) -> None:
         if not isinstance(target, str) or target not in specs:
             raise _TableError(f"signals: {name!r} must name a daemon of the table, not {target!r}")
         signals[name] = (verb, target)
-    _DAEMONS, _SECRETS, _SIGNALS = tuple(specs.values()), secrets, signals
+    return tuple(specs.values()), secrets, signals
 
 
 def _section(table: dict[str, Any], name: str) -> dict[str, Any]:
@@ -1381,7 +1388,7 @@ class _Supervisor:
             why = "supervisor is shutting down"
         elif daemon is None:
             why = f"{name} is not selected"
-        elif daemon.state not in _LIVE or daemon.process is None:
+        elif daemon.state not in _LIVE or daemon.process is None or daemon.process.poll() is not None:
             why = f"{name} is not running"
         else:
             try:
@@ -1409,9 +1416,11 @@ class _Supervisor:
         return daemon.state in _LIVE and daemon.process is not before
 
     def exit_code(self) -> int:
-        """The worst of those that failed by themselves and were not brought back; else of those that we ended."""
-        failures = max((daemon.failure for daemon in self._daemons), default=0)
-        return failures or max((daemon.ended for daemon in self._daemons), default=0)
+        """The worst of those that failed by themselves and were not brought back; else of those that we ended,
+        where one that had to be killed is worse than any that went when told to."""
+        failures = [daemon.failure for daemon in self._daemons]
+        ended = [daemon.ended for daemon in self._daemons]
+        return max(failures, default=0) or (137 if 137 in ended else max(ended, default=0))
 
     # the loop
 
@@ -1864,14 +1873,27 @@ def _command_line(arguments: list[str]) -> int:
     run = getattr(options, "run", None)
     if options.table is not None and run not in (None, _plan):
         parser.error("--table goes with plan, or without a command")
+    if options.table is not None:
+        _use_table(options.table)
+    if not run:
+        return _supervise()
+    code: int = run(options)
+    sys.stdout.flush()
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: what `sidecar_init.py` with these arguments does; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if options.table is not None:
-            _use_table(options.table)
-        code: int = run(options) if run else _supervise()
-        sys.stdout.flush()
-        return code
+        if not arguments:
+            return _supervise()
+        if len(arguments) == 2 and arguments[0] == "--table":  # PID 1 does without argparse
+            _use_table(arguments[1])
+            return _supervise()
+        return _command_line(arguments)
     except _TableError as error:
-        print(f"cannot use table {_one_line(options.table)}: {_one_line(str(error))}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     except _Refusal as refusal:
         print(_one_line(str(refusal)), file=sys.stderr)
@@ -1881,13 +1903,6 @@ def _command_line(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # who read us has left; the interpreter shall not complain
         return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments:
-        return _command_line(arguments)
-    return _supervise()
 
 
 if __name__ == "__main__":
