@@ -1,0 +1,15 @@
+"""Writes COUNT numbered items, each ending in SEPARATOR (a newline), cut anywhere into writes of any size."""
+
+import os
+import random
+import sys
+import time
+
+count = int(sys.argv[1])
+item = b"%07d" + os.fsencode(sys.argv[2] if len(sys.argv) > 2 else "\n")
+data = b"".join(map(item.__mod__, range(count)))
+start = 0
+while start < len(data):
+    start += os.write(1, data[start : start + random.choice((1, 17, 300, 4096, 65536, 100_000))])
+while True:
+    time.sleep(1000)

@@ -1,0 +1,339 @@
+"""The commands against a real supervisor, run in its namespace as `docker exec` runs them; its state directory."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+from collections.abc import Sequence
+from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
+
+from tests.pidns.harness import (
+    PATIENCE,
+    PYTHON,
+    SLEEP,
+    Bundle,
+    Collector,
+    Namespace,
+    NamespaceTestCase,
+    child,
+    daemon,
+    shell,
+    small_disk,
+)
+from tests.support import MODULE, wait_until
+
+SIGNALS = child("signals.py")
+COMMAND = [*PYTHON, str(MODULE)]
+
+
+class StatusTest(NamespaceTestCase):
+    def test_a_table_for_people_and_json_for_tools(self) -> None:
+        daemons = [daemon("web", *SLEEP, port=7001), daemon("db", *SIGNALS), daemon("gone", *shell("exit 3"))]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"gone exited with code 3")
+            bundle.wait_for(b"[db] ready")
+            told = bundle.command("status")
+            self.assertEqual((told.returncode, told.stderr), (0, ""))
+            rows = {line.split()[0]: line for line in told.stdout.splitlines() if line.strip()}
+            self.assertIn("starting", rows["web"])
+            self.assertRegex(rows["db"], rf"running.*\b{bundle.daemon('db')['pid']}\b")
+            self.assertRegex(rows["gone"], "exited.*code 3")
+            self.assertNotIn("\033", told.stdout)
+            for_tools = bundle.command("status", "--json")
+            self.assertEqual(json.loads(for_tools.stdout)["daemons"], bundle.status()["daemons"])
+
+    def test_colours_on_a_terminal_alone_and_not_where_no_color_is_set(self) -> None:
+        with Bundle([daemon("a", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[a] ready")
+            self.assertIn(b"\033[", self._on_terminal(bundle, {"TERM": "xterm"}))
+            self.assertNotIn(b"\033[", self._on_terminal(bundle, {"TERM": "xterm", "NO_COLOR": "1"}))
+
+    def test_the_status_has_the_fields_that_are_documented(self) -> None:
+        with Bundle([daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"] ready", times=2)
+            status = bundle.status()
+            self.assertEqual((status["pid"], status["state"]), (1, "running"))
+            self.assertEqual(status["signals"], {"HUP": {"forward": "egress"}, "USR1": {"restart": "pipelock"}})
+            self.assertEqual([row["name"] for row in status["daemons"]], ["egress", "pipelock"])
+            for moment in (status["started_at"], status["updated_at"], status["daemons"][0]["started_at"]):
+                self.assertRegex(moment, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+            fixed = {"name": "egress", "state": "running", "ready": True, "port": None, "user": None}
+            fixed |= {"restarts": 0, "crash_looping": False, "next_start_at": None, "last_exit": None}
+            self.assertEqual(bundle.daemon("egress") | fixed, bundle.daemon("egress"))
+            bundle.signal(SIGTERM)
+            bundle.exit()
+            self.assertEqual(bundle.status()["state"], "stopped")
+
+    def test_without_a_supervisor_it_says_so(self) -> None:
+        with Namespace(SLEEP) as outer:
+            told = outer.inside([*COMMAND, "status"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.scratch() / "none"))
+            self.assertEqual(told.returncode, 1)
+            self.assertRegex(told.stderr, "^cannot .*\n$")
+
+    def test_where_the_supervisor_was_killed_it_says_that_the_file_is_stale(self) -> None:
+        with Namespace(SLEEP) as outer, Bundle([daemon("a", *SLEEP)], inside=outer) as bundle:
+            bundle.wait_for_state("a", "running")
+            bundle.signal(SIGKILL)
+            bundle.exit()
+            told = outer.inside([*COMMAND, "status"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(bundle.state))
+            self.assertRegex(told.stdout + told.stderr, "stale|no supervisor|not running|gone")
+            self.assertEqual(told.returncode, 1)
+
+    def _on_terminal(self, bundle: Bundle, env: dict[str, str]) -> bytes:
+        master, slave = pty.openpty()
+        reader = Collector(master)
+        enter = ["nsenter", "-t", str(bundle.pid1), "-p", "-m"]
+        subprocess.run([*enter, *COMMAND, "status"], env=bundle.env | env, stdout=slave, check=True, timeout=PATIENCE)
+        os.close(slave)
+        reader.finish(PATIENCE)
+        os.close(master)
+        return reader.data
+
+
+class HealthTest(NamespaceTestCase):
+    def test_all_up_and_ready_is_healthy(self) -> None:
+        with Bundle([daemon("a", *child("listener.py", 7001), port=7001), daemon("b", *SLEEP)]) as bundle:
+            bundle.wait_for_event("ready", "a")
+            bundle.wait_for_state("b", "running")
+            self.assertEqual(bundle.command("health").returncode, 0)
+
+    def test_a_daemon_that_is_not_ready_or_not_up_is_named(self) -> None:
+        with Bundle([daemon("slow", *SLEEP, port=7001), daemon("fine", *SLEEP)]) as bundle:
+            bundle.wait_for_state("fine", "running")
+            self._unhealthy(bundle, "slow")
+        with Bundle([daemon("dead", *shell("exit 1")), daemon("fine", *SLEEP)]) as bundle:
+            bundle.wait_for_state("dead", "exited")
+            self._unhealthy(bundle, "dead")
+
+    def test_a_supervisor_that_is_stopped_does_not_answer_and_is_told_in_time(self) -> None:
+        with Bundle([daemon("a", *SLEEP)]) as bundle:
+            bundle.wait_for_state("a", "running")
+            bundle.signal(SIGSTOP)
+            self._unhealthy(bundle, "answer")
+            bundle.signal(SIGCONT)
+            self.assertEqual(bundle.command("health").returncode, 0)
+
+    def test_where_there_is_no_supervisor_it_is_told(self) -> None:
+        with Namespace(SLEEP) as outer:
+            told = outer.inside([*COMMAND, "health"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.scratch()))
+            self.assertEqual(told.returncode, 1)
+            self.assertEqual((told.stdout + told.stderr).count("\n"), 1)
+
+    def _unhealthy(self, bundle: Bundle, word: str) -> None:
+        told = bundle.command("health", seconds=2)
+        self.assertEqual(told.returncode, 1)
+        self.assertIn(word, told.stdout + told.stderr)
+        self.assertEqual((told.stdout + told.stderr).count("\n"), 1)
+
+
+class EventsTest(NamespaceTestCase):
+    def test_an_exited_event_explains_itself(self) -> None:
+        script = "for n in 1 2 3 4 5 6 7; do echo line $n; done; exit 3"
+        with Bundle([daemon("a", *shell(script)), daemon("b", *SLEEP)]) as bundle:
+            pid = bundle.wait_for_event("started", "a")["pid"]
+            event = bundle.wait_for_event("exited", "a")
+            self.assertRegex(event.pop("time"), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")
+            self.assertGreaterEqual(event.pop("uptime"), 0)
+            self.assertIn(event.pop("oom"), (False, None))
+            expected = {"event": "exited", "daemon": "a", "pid": pid, "code": 3, "signal": None}
+            expected |= {"restarts": 0, "next_start_in": None, "last_lines": [f"line {n}" for n in range(3, 8)]}
+            self.assertEqual(event, expected)
+
+    def test_the_last_ones_for_people_and_for_tools(self) -> None:
+        with Bundle([daemon("a", *shell("exit 3")), daemon("b", *SLEEP)]) as bundle:
+            bundle.wait_for_event("exited", "a")
+            wait_until(lambda: {"started", "exited"} <= {one["event"] for one in bundle.events()}, 5, "three events")
+            bundle.wait_for_event("started", "b")
+            for_people = bundle.command("events")
+            self.assertEqual(for_people.returncode, 0)
+            self.assertEqual(len(for_people.stdout.splitlines()), len(bundle.events()))
+            self.assertRegex(for_people.stdout, r"a\b.*exited|exited.*\ba\b")
+            for_tools = bundle.command("events", "--json", "-n", "2")
+            self.assertEqual([json.loads(line) for line in for_tools.stdout.splitlines()], bundle.events()[-2:])
+
+    def test_follow_shows_what_comes_even_across_a_rotation_and_ends_on_ctrl_c_without_a_traceback(self) -> None:
+        with Bundle([daemon("egress", *SIGNALS)], tunables={"_EVENTS_LIMIT": 1000}) as bundle:
+            bundle.wait_for(b"[egress] ready")
+            with Namespace([*COMMAND, "events", "--follow", "--json"], inside=bundle, env=bundle.env) as follower:
+                follower.wait_for(b'"started"')
+                for _ in range(20):
+                    bundle.signal(SIGHUP)
+                    bundle.catch_up()
+                wait_until(lambda: (bundle.state / "events.jsonl.1").exists(), PATIENCE, "a rotation")
+                wait_until(lambda: follower.log.count(b'"signal"') >= 20, PATIENCE, "every event in the follower")
+                follower.signal(SIGINT)
+                self.assertIn(follower.exit(), (0, 130))
+                self.assertEqual(follower.stderr, "")
+                times = [json.loads(line)["time"] for line in follower.log.splitlines()]
+                self.assertEqual(times, sorted(times))
+
+    def test_a_closed_pipe_is_no_error(self) -> None:
+        one_line = shell(f"{' '.join(COMMAND)} events --follow | head -n 1")
+        with Bundle([daemon("egress", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[egress] ready")
+            with Namespace(one_line, inside=bundle, env=bundle.env) as command:
+                command.wait_for(b"\n")
+
+                def ended() -> bool:
+                    bundle.signal(SIGHUP)  # a new event: it has to write, to see that nobody reads
+                    return not command.running()
+
+                wait_until(ended, PATIENCE, "the command to end")
+                self.assertEqual((command.exit(), command.stderr, command.log.count(b"\n")), (0, "", 1))
+
+    def test_supervise_is_told_where_the_events_are(self) -> None:
+        with Bundle([daemon("supervise", "env")]) as bundle:
+            self.assertEqual(bundle.exit(), 0)
+            self.assertIn(f"SIDECAR_EVENTS_FILE={bundle.state}/events.jsonl".encode(), bundle.lines("supervise"))
+            self.assertIn(f"SIDECAR_STATUS_FILE={bundle.state}/status.json".encode(), bundle.lines("supervise"))
+
+
+class ApplyTest(NamespaceTestCase):
+    def test_a_forward_is_done_when_the_signal_was_delivered(self) -> None:
+        with Bundle([daemon("egress", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[egress] ready")
+            self._applied(bundle, "egress")
+            bundle.wait_for(b"[egress] SIGHUP\n")
+
+    def test_a_restart_is_done_when_the_new_one_is_ready(self) -> None:
+        with Bundle([daemon("pipelock", *child("listener.py", 7001), port=7001)]) as bundle:
+            before = bundle.wait_for_event("ready", "pipelock")["pid"]
+            self._applied(bundle, "pipelock")
+            after = bundle.daemon("pipelock")
+            self.assertTrue(after["ready"])
+            self.assertNotEqual(after["pid"], before)
+
+    def test_a_check_that_fails_is_the_reason(self) -> None:
+        with Bundle([daemon("pipelock", *SIGNALS, check=["false"])]) as bundle:
+            bundle.wait_for(b"[pipelock] ready")
+            self._refused(bundle, "check", "pipelock")
+
+    def test_one_that_is_not_ready_in_time_is_the_reason(self) -> None:
+        with Bundle([daemon("pipelock", *SLEEP, port=7001)]) as bundle:
+            bundle.wait_for_state("pipelock", "starting")
+            self._refused(bundle, "ready", "pipelock", "--timeout", "0.3")
+
+    def test_a_daemon_that_is_not_there_not_selected_or_without_a_signal_is_the_reason(self) -> None:
+        daemons = [daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS), daemon("other", *SIGNALS)]
+        with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_DAEMONS": "other,egress"}) as bundle:
+            bundle.wait_for(b"] ready", times=2)
+            self._refused(bundle, "nobody", "nobody")
+            self._refused(bundle, "pipelock", "pipelock")
+            self._refused(bundle, "other", "other")
+            self.assertEqual(set(bundle.lines("other") + bundle.lines("egress")), {b"ready"})
+
+    def test_where_there_is_no_supervisor_it_is_told(self) -> None:
+        with Namespace(SLEEP) as outer:
+            told = outer.inside([*COMMAND, "apply", "egress"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.scratch()))
+            self.assertEqual(told.returncode, 1)
+
+    def _applied(self, bundle: Bundle, *arguments: str) -> None:
+        told = bundle.command("apply", *arguments)
+        self.assertEqual((told.returncode, told.stderr), (0, ""))
+
+    def _refused(self, bundle: Bundle, word: str, *arguments: str) -> None:
+        told = bundle.command("apply", *arguments)
+        self.assertEqual(told.returncode, 1, told.stdout)
+        self.assertIn(word, told.stderr)
+        self.assertEqual(told.stderr.count("\n"), 1)
+
+
+class PlanTest(NamespaceTestCase):
+    def test_what_would_run_and_what_is_missing_without_a_supervisor(self) -> None:
+        marker = self.scratch() / "started"
+        complete = [daemon("a", "touch", str(marker), user="nobody", port=7001), daemon("b", *SLEEP, after=["a"])]
+        told = self._plan(complete)
+        self.assertEqual(told.returncode, 0, told.stdout + told.stderr)
+        for word in ("a", "b", "touch", "nobody", "7001"):
+            self.assertIn(word, told.stdout)
+        for broken in (daemon("c", "/no/such/program"), daemon("c", *SLEEP, user="no-such-account")):
+            told = self._plan([*complete, broken])
+            self.assertEqual(told.returncode, 1)
+            self.assertRegex(told.stdout + told.stderr, "/no/such/program|no-such-account")
+        self.assertFalse(marker.exists())
+
+    def _plan(self, daemons: Sequence[dict[str, object]]) -> subprocess.CompletedProcess[str]:
+        bundle = Bundle(daemons)  # for its table alone: it is never started
+        self.addCleanup(bundle.discard)
+        return subprocess.run([*COMMAND, "plan", *bundle.argv[-2:]], capture_output=True, text=True, timeout=PATIENCE)
+
+
+class UsageTest(NamespaceTestCase):
+    def test_an_unknown_command_or_a_broken_table_is_2_and_starts_nothing(self) -> None:
+        marker, broken = self.scratch() / "started", self.scratch() / "table.toml"
+        broken.write_text(f'[[daemon]]\nname = "a"\nargv = ["touch", "{marker}"]\nretsart = "always"\n')
+        for arguments, word in ((["frobnicate"], "frobnicate"), (["--table", str(broken)], "retsart")):
+            told = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=PATIENCE)
+            self.assertEqual(told.returncode, 2)
+            self.assertIn(word, told.stderr)
+        self.assertFalse(marker.exists())
+
+
+class StateDirectoryTest(NamespaceTestCase):
+    """Whatever becomes of it, the daemons start, are restarted, and end."""
+
+    DAEMONS = (daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS))
+
+    def test_that_is_missing_is_made(self) -> None:
+        path = self.scratch() / "not" / "there" / "yet"
+        with Bundle(self.DAEMONS, state_dir=str(path)) as bundle:
+            self._works(bundle)
+            self.assertEqual(json.loads((path / "status.json").read_text())["state"], "stopped")
+
+    def test_that_is_read_only_is_one_warning(self) -> None:
+        with small_disk(64) as disk:
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            with Bundle(self.DAEMONS, state_dir=str(disk / "state")) as bundle:
+                self._works(bundle)
+                self.assertEqual(len(self._warnings(bundle, str(disk))), 1, bundle.own_lines())
+
+    def test_that_is_full_is_one_warning_and_is_written_again_when_there_is_room(self) -> None:
+        with small_disk(64) as disk:
+            filler = disk / "filler"
+            with filler.open("wb", buffering=0) as file, self.assertRaises(OSError):
+                while True:
+                    file.write(bytes(4096))
+            with Bundle(self.DAEMONS, state_dir=str(disk)) as bundle:
+                bundle.wait_for(b"] ready\n", times=2)
+                bundle.signal(SIGUSR1)
+                bundle.wait_for(b"[pipelock] ready\n", times=2)
+                self.assertEqual(len(self._warnings(bundle, str(disk))), 1, bundle.own_lines())
+                filler.unlink()
+                self._works(bundle)
+                self.assertEqual(json.loads((disk / "status.json").read_text())["state"], "stopped")
+
+    def test_that_is_turned_off_is_no_warning(self) -> None:
+        with Bundle(self.DAEMONS, state_dir="") as bundle:
+            self._works(bundle)
+            self.assertNotRegex(" ".join(bundle.own_lines()), "cannot|warning|state")
+
+    def test_two_supervisors_with_a_directory_each_do_not_meet(self) -> None:
+        with Namespace(SLEEP) as machine:
+            first = Bundle([daemon("first", *SIGNALS)], inside=machine)
+            second = Bundle([daemon("second", *SIGNALS)], inside=machine)
+            with first, second:
+                for bundle, name in ((first, "first"), (second, "second")):
+                    bundle.wait_for(b"] ready")
+                    bundle.wait_for_state(name, "running")
+                    self.assertEqual(bundle.command("health").returncode, 0)
+                    rows = json.loads(bundle.command("status", "--json").stdout)["daemons"]
+                    self.assertEqual([row["name"] for row in rows], [name])
+                self.assertNotEqual(first.status()["pid"], second.status()["pid"])
+                first.signal(SIGTERM)
+                self.assertEqual(first.exit(), 0)
+                self.assertEqual(second.command("health").returncode, 0)
+
+    def _works(self, bundle: Bundle) -> None:
+        bundle.wait_for(b"] ready\n", times=2)
+        restarts = bundle.log.count(b"pipelock restarted (pid ")
+        bundle.signal(SIGUSR1)
+        bundle.wait_for(b"pipelock restarted (pid ", times=restarts + 1)
+        bundle.wait_for(b"[pipelock] ready\n", times=restarts + 2)
+        bundle.signal(SIGHUP)
+        bundle.wait_for(b"[egress] SIGHUP\n")
+        bundle.signal(SIGTERM)
+        self.assertEqual(bundle.exit(), 0)
+
+    def _warnings(self, bundle: Bundle, path: str) -> list[str]:
+        return [line for line in bundle.own_lines() if re.search(re.escape(path), line)]

@@ -1,0 +1,91 @@
+"""What a daemon's end is called in the log and in the events, and what the supervisor's own exit code becomes of it."""
+
+import contextlib
+import re
+from signal import SIGTERM, Signals
+
+from tests.pidns.harness import SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
+
+NOT_DEADLY = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
+DEADLY = [one for one in Signals if one.name not in NOT_DEADLY]
+
+
+class DaemonTest(NamespaceTestCase):
+    def test_every_exit_code_and_every_deadly_signal_is_told_by_its_name(self) -> None:
+        codes = {f"code-{code}": code for code in range(256)}
+        signals = {f"signal-{number}": number for number in [*map(int, DEADLY), 40]}
+        daemons = [daemon(name, *shell(f"exit {code}")) for name, code in codes.items()]
+        daemons += [daemon(name, *shell(f"kill -{number} $$")) for name, number in signals.items()]
+        with Bundle(daemons) as bundle:
+            self.assertEqual(bundle.exit(30), 255)
+            said = set(bundle.own_lines())
+            ends = {one["daemon"]: one for one in bundle.events("exited")}
+        self.assertEqual({name: ends[name]["code"] for name in codes}, codes)
+        self.assertEqual({name: ends[name]["signal"] for name in codes}, dict.fromkeys(codes))
+        self.assertEqual({name: ends[name]["code"] for name in signals}, dict.fromkeys(signals))
+        names = {f"signal-{one:d}": one.name for one in DEADLY}
+        self.assertEqual({name: ends[name]["signal"] for name in names}, names)
+        for name, code in codes.items():
+            self.assertTrue(_said(said, f"{name} exited with code {code}"), name)
+        for name, of_signal in names.items():
+            self.assertTrue(_said(said, f"{name} exited on {of_signal}"), name)
+        self.assertTrue(any(line.startswith("signal-40 exited on ") for line in said), "a signal without a name")
+
+
+class SupervisorTest(NamespaceTestCase):
+    def test_the_exit_code_is_that_of_the_daemon_that_failed(self) -> None:
+        ends = {f"exit {code}": code for code in (0, 1, 2, 7, 126, 127, 128, 130, 254, 255)}
+        ends |= {f"kill -{number} $$": 128 + number for number in (1, 2, 6, 9, 11, 15, 40, 64)}
+        with contextlib.ExitStack() as stack:
+            bundles = {script: Bundle([daemon("a", *shell(script)), daemon("b", "true")]) for script in ends}
+            for bundle in bundles.values():
+                stack.enter_context(bundle)
+            self.assertEqual({script: bundle.exit() for script, bundle in bundles.items()}, ends)
+
+    def test_of_several_failures_the_worst_is_told(self) -> None:
+        with Bundle([daemon(f"d{code}", *shell(f"exit {code}")) for code in (3, 200, 0, 9)]) as bundle:
+            self.assertEqual(bundle.exit(), 200)
+
+    def test_a_failure_counts_more_than_what_the_shutdown_ended(self) -> None:
+        with Bundle([daemon("a", *shell("exit 3")), daemon("b", *SLEEP)]) as bundle:
+            bundle.wait_for(b"a exited with code 3")
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 3)
+
+    def test_of_a_shutdown_the_worst_end_is_told(self) -> None:
+        def after_term(*argv: str) -> int:
+            daemons = [daemon("a", *argv), daemon("b", *child("signals.py"))]
+            with Bundle(daemons, tunables={"_GRACE_SECONDS": 0.2}) as bundle:
+                bundle.wait_for(b"[b] ready")
+                bundle.wait_for(b"[a] ready")
+                bundle.signal(SIGTERM)
+                return bundle.exit()
+
+        self.assertEqual(after_term(*child("signals.py")), 0)
+        self.assertEqual(after_term(*child("signals.py", "--end", 5)), 5)
+        self.assertEqual(after_term(*shell("echo ready; exec sleep 1000")), 143)
+        self.assertEqual(after_term(*child("signals.py", "--stay")), 137)
+
+    def test_a_command_that_is_missing_or_not_executable_takes_nobody_down(self) -> None:
+        not_executable = self.scratch() / "plain-file"
+        not_executable.write_text("#!/bin/sh\n")
+        for argv, code in ((["/no/such/program"], 127), (["no-such-program"], 127), ([str(not_executable)], 126)):
+            daemons = [daemon("a", *argv, restart="always"), daemon("b", *child("signals.py"))]
+            with self.subTest(argv=argv), Bundle(daemons) as bundle:
+                bundle.wait_for(b"[b] ready")
+                self.assertEqual(bundle.wait_for_state("a", "failed")["pid"], None)
+                self.assertEqual(len(bundle.events("failed", "a")), 1)
+                about_it = [line for line in bundle.own_lines() if argv[0] in line]
+                self.assertEqual(len(about_it), 1, bundle.own_lines())
+                bundle.signal(SIGTERM)
+                self.assertEqual(bundle.exit(), code)
+
+    def test_no_daemon_selected_is_nothing_to_do(self) -> None:
+        with Bundle([daemon("a", *SLEEP)], env={"BOT_BOTTLE_SIDECAR_DAEMONS": "nobody"}) as bundle:
+            self.assertEqual(bundle.exit(), 0)
+            self.assertIn(b"sidecar-init: no daemons selected; nothing to do", bundle.log)
+
+
+def _said(lines: set[str], beginning: str) -> bool:
+    """More may follow on the line, but not a longer number."""
+    return any(re.match(re.escape(beginning) + r"(?!\w)", line) for line in lines)

@@ -1,0 +1,204 @@
+"""Each signal to PID 1, sent from outside the namespace as the container's engine sends it."""
+
+import os
+import re
+from signal import SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
+from typing import Any
+
+from tests.pidns.harness import SLEEP, Bundle, NamespaceTestCase, child, daemon
+from tests.support import wait_until
+
+SIGNALS = child("signals.py")
+
+
+class ShutdownTest(NamespaceTestCase):
+    def test_term_ends_every_daemon_and_then_the_supervisor(self) -> None:
+        with Bundle([daemon("a", *SIGNALS), daemon("b", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 0)
+            self.assertEqual(bundle.lines("a"), [b"ready", b"SIGTERM"])
+            self.assertEqual(bundle.lines("b"), [b"ready", b"SIGTERM"])
+            self.assertIn(b"sidecar-init: shutting down (SIGTERM); forwarding SIGTERM", bundle.log)
+            self.assertTrue(bundle.own_lines()[-1].startswith("exit 0"), bundle.own_lines())
+
+    def test_int_is_a_shutdown_too_and_daemons_get_term(self) -> None:
+        with Bundle([daemon("a", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[a] ready\n")
+            bundle.signal(SIGINT)
+            self.assertEqual(bundle.exit(), 0)
+            self.assertEqual(bundle.lines("a"), [b"ready", b"SIGTERM"])
+            self.assertIn(b"sidecar-init: shutting down (SIGINT); forwarding SIGTERM", bundle.log)
+
+    def test_term_reaches_the_whole_group(self) -> None:
+        with Bundle([daemon("a", *SIGNALS, "--with-child")]) as bundle:
+            bundle.wait_for(b"ready\n", times=2)
+            bundle.signal(SIGTERM)
+            bundle.exit()
+            self.assertCountEqual(bundle.lines("a"), [b"ready", b"child ready", b"SIGTERM", b"child SIGTERM"])
+
+    def test_a_daemon_that_was_stopped_takes_its_term_all_the_same(self) -> None:
+        with Bundle([daemon("a", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[a] ready\n")
+            stopped = bundle.host_pid(bundle.daemon("a")["pid"])
+            os.kill(stopped, SIGSTOP)
+            wait_until(lambda: bundle.processes()[stopped].state == "T", 5, "the daemon to be stopped")
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(5), 0)
+
+    def test_a_second_term_changes_nothing(self) -> None:
+        with Bundle([daemon("a", *SIGNALS, "--stay")], tunables={"_GRACE_SECONDS": 0.5}) as bundle:
+            bundle.wait_for(b"[a] ready\n")
+            bundle.signal(SIGTERM)
+            bundle.wait_for(b"[a] SIGTERM\n")
+            bundle.signal(SIGTERM)
+            bundle.signal(SIGINT)
+            self.assertEqual(bundle.exit(), 137)
+            self.assertEqual(bundle.lines("a").count(b"SIGTERM"), 1)
+            self.assertEqual(bundle.log.count(b"forwarding SIGTERM"), 1)
+
+    def test_hup_and_usr1_do_nothing_while_shutting_down(self) -> None:
+        daemons = [daemon("egress", *SIGNALS, "--stay"), daemon("pipelock", *SIGNALS)]
+        with Bundle(daemons, tunables={"_GRACE_SECONDS": 1.0}) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.signal(SIGTERM)
+            bundle.wait_for(b"shutting down (SIGTERM)")
+            bundle.signal(SIGHUP)
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"sidecar-init: restart pipelock skipped; supervisor is shutting down")
+            bundle.exit()
+            self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
+            self.assertEqual(bundle.log.count(b"starting pipelock"), 1)
+
+
+class HupTest(NamespaceTestCase):
+    def test_hup_goes_to_the_process_of_egress_alone(self) -> None:
+        daemons = [daemon("egress", *SIGNALS, "--with-child"), daemon("pipelock", *SIGNALS)]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"ready\n", times=3)
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"[egress] SIGHUP\n")
+            bundle.wait_for(b"sidecar-init: forwarded SIGHUP to egress")
+            bundle.signal(SIGTERM)
+            bundle.exit()
+            self.assertNotIn(b"child SIGHUP", bundle.lines("egress"))
+            self.assertEqual(bundle.lines("pipelock"), [b"ready", b"SIGTERM"])
+
+    def test_hup_is_dropped_where_egress_has_ended(self) -> None:
+        with Bundle([daemon("egress", "true"), daemon("other", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"egress exited with code 0")
+            bundle.wait_for(b"[other] ready")
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"sidecar-init: SIGHUP for egress dropped; ")
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 0)
+
+    def test_hup_is_dropped_where_egress_is_not_selected(self) -> None:
+        daemons = [daemon("egress", *SIGNALS), daemon("other", *SIGNALS)]
+        with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_DAEMONS": "other"}) as bundle:
+            bundle.wait_for(b"[other] ready")
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"sidecar-init: SIGHUP for egress dropped; ")
+            self.assertNotIn(b"starting egress", bundle.log)
+
+
+class RestartInPlaceTest(NamespaceTestCase):
+    def test_usr1_restarts_pipelock_and_touches_nobody_else(self) -> None:
+        names = ["egress", "pipelock", "other"]
+        with Bundle([daemon(name, *SIGNALS) for name in names]) as bundle:
+            bundle.wait_for(b"] ready\n", times=3)
+            before = _identities(bundle)
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"sidecar-init: pipelock restarted (pid ")
+            bundle.wait_for(b"[pipelock] ready\n", times=2)
+            after = _identities(bundle)
+            self.assertNotEqual(before.pop("pipelock"), after.pop("pipelock"))
+            self.assertEqual(before, after)
+            self.assertIn(b"sidecar-init: restarting pipelock", bundle.log)
+            self.assertIn(f"pipelock restarted (pid {bundle.daemon('pipelock')['pid']})".encode(), bundle.log)
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 0)
+            self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
+
+    def test_usr1_while_the_old_one_is_stopping_is_one_restart_and_later_another(self) -> None:
+        let_go = self.scratch() / "let-go"
+        daemons = [daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS, "--end-when", str(let_go))]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"[pipelock] SIGTERM\n")
+            for turn in range(1, 4):
+                bundle.signal(SIGUSR1)
+                bundle.signal(SIGHUP)
+                bundle.wait_for(b"forwarded SIGHUP to egress", times=turn)
+            let_go.touch()
+            bundle.wait_for(b"pipelock restarted (pid ")
+            bundle.wait_for(b"[pipelock] ready\n", times=2)
+            bundle.catch_up()
+            self.assertEqual(bundle.log.count(b"pipelock restarted"), 1)
+            self.assertEqual(bundle.lines("pipelock").count(b"SIGTERM"), 1)
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"pipelock restarted (pid ", times=2)
+
+    def test_a_pipelock_that_ignores_term_holds_up_no_other_signal_and_no_death(self) -> None:
+        daemons = [daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS, "--stay"), daemon("other", *SLEEP)]
+        with Bundle(daemons, tunables={"_GRACE_SECONDS": 0.3}) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            old = bundle.daemon("pipelock")["pid"]
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"[pipelock] SIGTERM\n")
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"[egress] SIGHUP\n")
+            os.kill(bundle.running_commands("sleep 1000")[0].pid, SIGKILL)
+            bundle.wait_for(b"other exited on SIGKILL")
+            self.assertEqual(bundle.daemon("pipelock") | {"state": "stopping", "pid": old}, bundle.daemon("pipelock"))
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 137)
+            self.assertNotIn(b"pipelock restarted", bundle.log)
+
+
+class HeartbeatTest(NamespaceTestCase):
+    def test_usr2_writes_the_status_anew_and_changes_nothing_else(self) -> None:
+        with Bundle([daemon("a", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[a] ready")
+            before = bundle.wait_for_state("a", "running")
+            written = bundle.status()["updated_at"]
+            bundle.signal(SIGUSR2)
+            wait_until(lambda: bundle.status()["updated_at"] > written, 5, "a newer status.json")
+            self.assertEqual(bundle.daemon("a"), before)
+            self.assertEqual(bundle.lines("a"), [b"ready"])
+
+
+class StormTest(NamespaceTestCase):
+    def test_500_usr1_and_hup_in_a_tight_loop_under_a_flood_leave_everything_in_order(self) -> None:
+        daemons = [
+            daemon("egress", *SIGNALS),
+            daemon("pipelock", "sleep", "2000"),
+            daemon("git-gate", *child("flood.py")),
+            daemon("supervise", *SLEEP),
+        ]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"[egress] ready\n")
+            bundle.wait_for(b"[git-gate] flood")
+            before = _identities(bundle)
+            for _ in range(500):
+                bundle.signal(SIGUSR1)
+                bundle.signal(SIGHUP)
+            bundle.catch_up()  # a last restart may still be under way
+            bundle.wait_for_state("pipelock", "running")
+            after = _identities(bundle)
+            self.assertEqual(len(bundle.running_commands("sleep 2000")), 1)
+            self.assertNotEqual(before.pop("pipelock"), after.pop("pipelock"))
+            self.assertEqual(before, after)
+            bundle.signal(SIGHUP)
+            wait_until(lambda: bundle.lines("egress").count(b"SIGHUP") > 1, 10, "egress hears a HUP")
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 143)
+            nothing_else = re.sub(rb"(?m)^(\[[\w-]+\] |sidecar-init: ).*\n", b"", bundle.log)
+            self.assertEqual(nothing_else, b"")
+
+
+def _identities(bundle: Bundle) -> dict[str, Any]:
+    """The pid of each daemon and the pipe that it writes to."""
+    rows = bundle.status()["daemons"]
+    return {row["name"]: (row["pid"], os.readlink(f"/proc/{bundle.host_pid(row['pid'])}/fd/1")) for row in rows}
