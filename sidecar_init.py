@@ -1709,9 +1709,12 @@ def _events(options: Namespace) -> int:
         raise _Refusal(f"cannot find events: there is no {path}")
     for line in lines[-options.n :] if options.n else []:
         print(show(line))
+    reader = select.poll()
+    reader.register(1, 0)  # tells only when whoever reads us has left
     while options.follow:
         sys.stdout.flush()
-        time.sleep(0.2)
+        if reader.poll(200):
+            break
         seen, lines = lines, _read_events(path)
         # What was the last line is found again, also after a rotation; then all that follows is new.
         start = next((i + 1 for i in range(len(lines) - 1, -1, -1) if seen and lines[i] == seen[-1]), 0)
