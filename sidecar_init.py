@@ -29,6 +29,7 @@ Exit codes: the worst of the daemons that failed by themselves and were not brou
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import select
@@ -60,6 +61,7 @@ _STEADY_SECONDS = 60.0  # a life as long as this is no crash
 _CRASH_LOOP_DEATHS = 5
 
 _READ_SIZE = 65536  # larger reads go through mmap and page faults
+_PIPE_SIZE = 1 << 18  # of stdout, where the kernel allows: takes a whole read with its prefixes at once
 _LINE_LIMIT = 65536
 _LOG_LIMIT = 1 << 20  # what waits for a slow reader, all in all: daemons, last words and own lines share it
 _LOG_LIMIT_DAEMONS = _LOG_LIMIT * 3 // 4  # over this no daemon's pipe is read
@@ -444,7 +446,7 @@ class _Lines:
         """What can be written now that `chunk` was read."""
         end = chunk.rfind(b"\n") + 1
         if end:
-            text = self._tail + chunk[:end]
+            text = b"".join((self._tail, memoryview(chunk)[:end]))  # one copy
             self._tail = chunk[end:]
             return self._prefixed(self._secrets.redact(text))
         self._tail += chunk
@@ -503,9 +505,13 @@ class _Log:
             return stream.fileno(), lambda _, parts: stream.sendmsg(parts, [], socket.MSG_DONTWAIT)
         if stat.S_ISFIFO(kind) or os.isatty(fd):
             try:
-                return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY), os.writev
+                fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError:  # another user's pipe, or its reader is gone
                 return fd, _write_if_ready
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+            except OSError:
+                pass  # a terminal, or too many large pipes: then a block takes two writes
         return fd, os.writev
 
     def has_room(self, limit: int = _LOG_LIMIT_DAEMONS) -> bool:
