@@ -63,6 +63,7 @@ _CRASH_LOOP_DEATHS = 5
 _READ_SIZE = 65536  # larger reads go through mmap and page faults
 _PIPE_SIZE = 1 << 18  # of stdout, where the kernel allows: takes a whole read with its prefixes at once
 _LINE_LIMIT = 65536
+_SMALL = 8192  # short lines that wait are put together up to this: else each would cost ten times its bytes
 _LOG_LIMIT = 1 << 20  # what waits for a slow reader, all in all: daemons, last words and own lines share it
 _LOG_LIMIT_DAEMONS = _LOG_LIMIT * 3 // 4  # over this no daemon's pipe is read
 _LOG_LIMIT_LAST_WORDS = _LOG_LIMIT * 15 // 16  # over this not even a dead one's
@@ -130,19 +131,22 @@ _SIGNALS: dict[str, tuple[str, str]] = {"HUP": ("forward", "egress"), "USR1": ("
 # -- rules -------------------------------------------------------------------------------------------------------
 
 
-def _requested_names(env: Mapping[str, str]) -> list[str]:
-    """The names that the environment asks for; none: all of them are meant."""
+def _requested_names(env: Mapping[str, str]) -> list[str] | None:
+    """The names that the environment asks for; None: all are meant."""
     wanted = env.get("BOT_BOTTLE_SIDECAR_DAEMONS", env.get("CLAUDE_BOTTLE_SIDECAR_DAEMONS", ""))
-    return [name for name in map(str.strip, wanted.split(",")) if name]
+    return [name for name in map(str.strip, wanted.split(",")) if name] if wanted.strip() else None
 
 
 def _selected_daemons(env: Mapping[str, str], all_daemons: Sequence[_DaemonSpec] | None = None) -> list[_DaemonSpec]:
-    """The rows to run, in table order. Unknown names are passed over; `main` warns of them."""
-    daemons = _DAEMONS if all_daemons is None else all_daemons
-    if not env.get("BOT_BOTTLE_SIDECAR_DAEMONS", env.get("CLAUDE_BOTTLE_SIDECAR_DAEMONS", "")).strip():
-        return list(daemons)
+    """The rows to run, in table order; unknown names are passed over."""
     names = _requested_names(env)
-    return [spec for spec in daemons if spec.name in names]
+    return [spec for spec in (_DAEMONS if all_daemons is None else all_daemons) if names is None or spec.name in names]
+
+
+def _unknown_names(env: Mapping[str, str]) -> list[str]:
+    """Names that are asked for and stand in no row; the log and `plan` warn of them."""
+    known = [spec.name for spec in _DAEMONS]
+    return [name for name in _requested_names(env) or () if name not in known]
 
 
 def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
@@ -470,7 +474,8 @@ class _Lines:
         recent = text[-_LAST_WORDS_SIZE:]
         self.last_words = (self.last_words + recent)[-_LAST_WORDS_SIZE:]
         if b"\r" in text:
-            text = text.replace(b"\r", b"\r" + self._prefix).replace(b"\r" + self._new_line[1:] + b"\n", b"\r\n")
+            again = b"\r" + self._prefix
+            text = text.replace(b"\r", again).replace(again + b"\n", b"\r\n")
         body = text.replace(b"\n", self._new_line)  # one unlimited replace, at 3 GB/s; splitlines would halve it
         return [self._prefix, memoryview(body)[: -len(self._prefix)]]
 
@@ -525,8 +530,12 @@ class _Log:
         """Whole lines, to be written after those that wait already."""
         if not self._waiting and self._last_byte != 10:  # what was dropped began in the middle of a line
             parts = [b"\n", *parts]
-        self._waiting.extend(parts)
-        self._size += sum(map(len, parts))
+        size = sum(map(len, parts))
+        if self._waiting and size + len(self._waiting[-1]) < _SMALL:
+            self._waiting[-1] = b"".join((self._waiting[-1], *parts))
+        else:
+            self._waiting.extend(parts)
+        self._size += size
 
     def say(self, text: str) -> None:
         """A line of the supervisor's own."""
@@ -1797,8 +1806,7 @@ def _plan(options: Namespace) -> int:
         command = clean(" ".join(spec.argv))
         after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
-    unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
-    problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in unknown))
+    problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in _unknown_names(os.environ)))
     _print_table(rows, {})
     for problem in problems:
         print(_one_line(clean(problem)))
@@ -1826,8 +1834,7 @@ def _supervise() -> int:
     _keep_standard_descriptors()
     secrets = _Secrets(os.environb, _SECRETS)
     log = _Log(1, secrets)
-    unknown = [name for name in _requested_names(os.environ) if name not in [spec.name for spec in _DAEMONS]]
-    if unknown:
+    if unknown := _unknown_names(os.environ):
         log.say(f"unknown daemons ignored: {', '.join(unknown)}")
     specs = _selected_daemons(os.environ)
     if not specs:
