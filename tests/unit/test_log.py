@@ -1,0 +1,253 @@
+"""The log's sink: on whatever stdout is, it never waits, loses nothing that can be written, and counts the rest."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import stat
+import threading
+import time
+import tty
+import unittest
+import warnings
+from unittest import mock
+
+import sidecar_init
+from sidecar_init import _LOG_LIMIT, _Log
+from tests.support import wait_until
+from tests.unit.support import NO_SECRETS, UnitTest
+
+LINES = [b"[x] %06d %s\n" % (number, b"." * 88) for number in range(10000)]  # 1 MB
+
+
+class LogTest(UnitTest):
+    def setUp(self) -> None:
+        """A write that waits for the reader must fail the test, not hang it."""
+
+        self.enterContext(warnings.catch_warnings())
+        warnings.simplefilter("ignore", ResourceWarning)  # a log is never closed; the sockets here are
+
+        def blocked(*_: object) -> None:
+            raise AssertionError("the log waited for its reader")
+
+        before = signal.signal(signal.SIGALRM, blocked)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.addCleanup(signal.alarm, 0)
+        signal.alarm(20)
+
+    def open(self, fd: int) -> _Log:
+        log = _Log(fd, NO_SECRETS)
+        if log.fd != fd and not stat.S_ISSOCK(os.fstat(fd).st_mode):  # a socket object closes itself
+            self.close_later(log.fd)
+        return log
+
+    def put_all(self, log: _Log) -> None:
+        for line in LINES:
+            log.put([line])
+        before = -1
+        while log._size != before:
+            before = log._size
+            log.flush()
+
+    def received(self, log: _Log, reader: int) -> bytes:
+        """All that the log had to say, read in pieces while it goes on writing."""
+        received, size = bytearray(), len(b"".join(LINES))
+        while len(received) < size:
+            received += os.read(reader, 4096)
+            log.flush()
+        return bytes(received)
+
+
+class WholeLog(LogTest):
+    """Everything comes out, of each kind of stdout, though nobody reads at first."""
+
+    def check(self, reader: int, writer: int) -> None:
+        log = self.open(writer)
+        self.put_all(log)
+        self.assertTrue(log.stalled)
+        self.assertEqual(self.received(log, reader), b"".join(LINES))
+        self.assertFalse(log.stalled)
+        self.assertTrue(os.get_blocking(writer), "the description that others share was changed")
+
+    def test_on_a_pipe(self) -> None:
+        self.check(*self.pipe())
+
+    def test_on_a_pipe_that_cannot_be_opened_anew(self) -> None:
+        reader, writer = self.pipe()
+        with mock.patch("os.open", side_effect=PermissionError):
+            self.check(reader, writer)
+
+    def test_on_a_terminal(self) -> None:
+        master, slave = os.openpty()
+        self.close_later(master, slave)
+        tty.setraw(slave)
+        self.check(master, slave)
+
+    def test_on_a_socket(self) -> None:
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            self.check(reader.fileno(), writer.fileno())
+
+    def test_on_a_file(self) -> None:
+        path = self.directory() / "log"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+        self.close_later(fd)
+        log = self.open(fd)
+        self.put_all(log)
+        self.assertFalse(log.stalled)
+        self.assertEqual(path.read_bytes(), b"".join(LINES))
+
+
+class BrokenLog(LogTest):
+    def test_a_full_device_stops_nothing(self) -> None:
+        fd = os.open("/dev/full", os.O_WRONLY)
+        self.close_later(fd)
+        log = self.open(fd)
+        for _ in range(3):
+            self.put_all(log)
+            self.assertTrue(log.has_room())
+            self.assertFalse(log.stalled)
+        log.close(time.monotonic())
+
+    def test_a_reader_that_left_stops_nothing(self) -> None:
+        for reader, writer in (os.pipe(), (end.detach() for end in socket.socketpair())):
+            self.close_later(writer)
+            log = self.open(writer)
+            os.close(reader)
+            self.put_all(log)
+            self.assertTrue(log.has_room())
+            log.close(time.monotonic() + 60)
+
+    def test_a_reader_that_left_before_the_start_stops_nothing(self) -> None:
+        reader, writer = os.pipe()
+        self.close_later(writer)
+        os.close(reader)
+        log = self.open(writer)
+        self.put_all(log)
+        self.assertTrue(log.has_room())
+
+    def test_what_a_full_file_did_not_take_is_counted_when_it_takes_more(self) -> None:
+        path = self.directory() / "log"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+        self.close_later(fd)
+        log = self.open(fd)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        log.put([b"[x] first\n[x] second\n"])
+        log.flush()
+        log.flush()  # part of a write first, then the error
+        log.put([b"[x] third\n"])
+        log.flush()
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.put([b"[x] fourth\n"])
+        log.flush()
+        self.assertEqual(
+            path.read_text(),
+            "[x] first\n[x] fourth\nsidecar-init: cannot write the log: File too large; 21 bytes of it are lost\n",
+        )
+
+    def test_the_line_after_a_lost_one_begins_anew(self) -> None:
+        path = self.directory() / "log"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+        self.close_later(fd)
+        log = self.open(fd)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (7, limits[1]))
+        log.put([b"[x] first\n"])
+        log.flush()
+        log.flush()  # part of a write first, then the error
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.put([b"[x] second\n"])
+        log.flush()
+        self.assertTrue(path.read_text().startswith("[x] fir\n[x] second\n"), path.read_text())
+
+
+class Bounds(LogTest):
+    def test_daemons_have_less_room_than_last_words_and_those_less_than_own_lines(self) -> None:
+        log = self.open(self.pipe()[1])
+        for limit in (sidecar_init._LOG_LIMIT_DAEMONS, sidecar_init._LOG_LIMIT_LAST_WORDS):
+            self.assertLess(limit, _LOG_LIMIT)
+            log.put([b"." * (limit - 1 - log._size)])
+            self.assertTrue(log.has_room(limit))
+            log.put([b"\n"])
+            self.assertFalse(log.has_room(limit))
+        before = log._size
+        log.say("there is room for this")
+        self.assertGreater(log._size, before)
+
+    def test_own_lines_beyond_the_bound_are_counted_where_they_are_missing(self) -> None:
+        reader, writer = self.pipe()
+        log = self.open(writer)
+        filling = b"." * 1023 + b"\n"
+        log.put([filling] * 1024)
+        for number in range(7):
+            log.say(f"line {number}")
+        self.assertEqual(log._size, _LOG_LIMIT)
+        count = b"sidecar-init: 7 lines of the supervisor's own are missing here: nobody read the log\n"
+        expected = filling * 1024 + count
+        received = b""
+        while len(received) < len(expected):
+            log.flush()
+            received += os.read(reader, 65536)
+        self.assertEqual(received, expected)
+        self.assertFalse(log.stalled)
+
+    def test_own_lines_cannot_contain_a_line_end_or_steer_a_terminal(self) -> None:
+        reader, writer = self.pipe()
+        log = self.open(writer)
+        log.say("a\nb\rc\033[2Jd\x9be\u2028f\udcff")
+        log.flush()
+        self.assertEqual(os.read(reader, 1000), b"sidecar-init: a\\u000ab\\u000dc\\u001b[2Jd\\u009be\\u2028f\\udcff\n")
+
+
+class Close(LogTest):
+    def test_it_waits_for_a_slow_reader(self) -> None:
+        reader, writer = self.pipe()
+        log = self.open(writer)
+        received: list[bytes] = []
+
+        def read_slowly() -> None:
+            while sum(map(len, received)) < len(b"".join(LINES)):
+                received.append(os.read(reader, 65536))
+
+        self.put_all(log)
+        thread = threading.Thread(target=read_slowly)
+        thread.start()
+        log.close(time.monotonic() + 20)
+        thread.join()
+        self.assertEqual(b"".join(received), b"".join(LINES))
+
+    def test_at_the_deadline_it_counts_what_is_left_if_a_reader_comes_back(self) -> None:
+        self.patch("_POLL_INTERVAL", 20.0)  # how long it hopes for that
+        reader, writer = self.pipe()
+        log = self.open(writer)
+        self.put_all(log)
+        left = log._size
+        received: list[bytes] = []
+
+        def come_back() -> None:
+            wait_until(lambda: log._reason, 10, "the log has given up")
+            while not received or b"are lost" not in received[-1]:
+                received.append(os.read(reader, 65536))
+
+        thread = threading.Thread(target=come_back)
+        thread.start()
+        log.close(time.monotonic())
+        thread.join()
+        text = b"".join(received)
+        self.assertTrue(b"".join(LINES).startswith(text[:65536]))
+        last = b"\nsidecar-init: cannot write the log: nobody read it in time; %d bytes of it are lost\n" % left
+        self.assertTrue(text.endswith(last), text[-200:])
+
+    def test_without_a_reader_it_ends_all_the_same(self) -> None:
+        log = self.open(self.pipe()[1])
+        self.put_all(log)
+        log.close(time.monotonic())
+
+
+if __name__ == "__main__":
+    unittest.main()

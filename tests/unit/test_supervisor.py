@@ -1,0 +1,286 @@
+"""The supervisor used as a library: real children, and the loop turned by hand."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import resource
+import signal
+import sys
+import unittest
+from unittest import mock
+
+import sidecar_init
+from sidecar_init import _DaemonSpec, _Supervisor
+from tests.support import wait_until
+from tests.unit.support import SupervisorTest, environ_of, group_is_gone
+
+
+def shell(name: str, script: str, restart: str = "never", **fields: object) -> _DaemonSpec:
+    return _DaemonSpec(name, ["/bin/sh", "-c", script], restart, **fields)  # type: ignore[arg-type]
+
+
+SLEEPER = _DaemonSpec("sleeper", ["/bin/sleep", "60"])
+OTHER = _DaemonSpec("other", ["/bin/sleep", "60"])
+
+
+class Face(SupervisorTest):
+    def test_procs_has_one_slot_a_daemon_in_table_order(self) -> None:
+        supervisor = self.supervise(SLEEPER, shell("quick", "exit 7"), OTHER)
+        self.assertEqual(list(supervisor.specs), [spec for spec, _ in supervisor.procs])
+        self.assertEqual([spec.name for spec in supervisor.specs], ["sleeper", "quick", "other"])
+        self.tick_until(supervisor, lambda: supervisor.procs[1][1].returncode == 7, "the exit code of quick")
+        self.assertEqual([process.returncode for _, process in supervisor.procs], [None, 7, None])
+        self.assertEqual([process.poll() for _, process in supervisor.procs], [None, 7, None])
+        self.assertTrue(all(process.pid > 0 for _, process in supervisor.procs))
+
+    def test_poll_sees_a_death_before_the_loop_does_and_takes_nothing_from_it(self) -> None:
+        supervisor = self.supervise(shell("quick", "exit 7"))
+        [(_, process)] = supervisor.procs
+        self.assertEqual(wait_until(process.poll, 10, "the end of quick"), 7)
+        self.assertNotIn("exited", self.logged())
+        self.tick_until_done(supervisor)
+        self.assertIn("quick exited with code 7", self.logged())
+        self.assertEqual((process.poll(), supervisor.exit_code()), (7, 7))
+
+    def test_tick_becomes_true_when_all_have_ended(self) -> None:
+        supervisor = self.supervise(shell("quick", "exit 0"), SLEEPER)
+        self.tick_until_logged(supervisor, "quick exited")
+        self.assertFalse(supervisor.tick())
+        os.kill(supervisor.procs[1][1].pid, signal.SIGKILL)
+        self.tick_until_done(supervisor)
+        self.assertTrue(supervisor.tick())
+
+    def test_without_daemons_tick_is_true_at_once(self) -> None:
+        self.assertTrue(self.supervise().tick())
+
+    def test_shutdown_at_is_the_time_of_the_first_request(self) -> None:
+        supervisor = self.supervise(SLEEPER)
+        self.assertIsNone(supervisor.shutdown_at)
+        supervisor.request_shutdown("first")
+        first = supervisor.shutdown_at
+        supervisor.request_shutdown("second")
+        self.assertIsNotNone(first)
+        self.assertEqual(supervisor.shutdown_at, first)
+        self.tick_until_done(supervisor)
+        self.assertIn("sidecar-init: shutting down (first); forwarding SIGTERM\n", self.logged())
+        self.assertNotIn("second", self.logged())
+
+    def test_nobody_of_a_group_is_left_after_a_shutdown(self) -> None:
+        self.patch("_GRACE_SECONDS", 0.2)
+        deaf = "trap '' TERM; sleep 60 & echo up; wait; sleep 60"
+        supervisor = self.supervise(shell("deaf", deaf), shell("leader", "sleep 60 & echo up; exit 0"))
+        self.tick_until_logged(supervisor, "[deaf] up")
+        self.tick_until_logged(supervisor, "[leader] up")
+        pids = [process.pid for _, process in supervisor.procs]
+        supervisor.request_shutdown("test")
+        self.tick_until_done(supervisor)
+        self.assertTrue(all(map(group_is_gone, pids)))
+        self.assertIn("grace (0.2s) elapsed; SIGKILL on deaf\n", self.logged())
+
+    def test_it_needs_no_arguments_but_the_rows(self) -> None:
+        with open(os.devnull, "w") as null:
+            stdout = os.dup(1)
+            os.dup2(null.fileno(), 1)
+            try:
+                supervisor = _Supervisor([shell("a", "exit 3")])
+                supervisor.start_all()
+                self.tick_until_done(supervisor)
+            finally:
+                os.dup2(stdout, 1)
+                os.close(stdout)
+        self.assertEqual(supervisor.exit_code(), 3)
+        self.close_later(*supervisor._daemons[0]._output or ())
+
+
+class ForwardSignal(SupervisorTest):
+    def test_a_live_child_gets_it_and_its_group_does_not(self) -> None:
+        child = "trap 'echo child too' HUP; trap 'echo asked' USR1; echo up; while :; do sleep 0.02; done"
+        script = f'trap "echo got it" HUP; trap : USR1; sh -c "{child}" & while :; do wait; done'
+        supervisor = self.supervise(shell("web", script))
+        self.tick_until_logged(supervisor, "[web] up")
+        self.assertIs(supervisor.forward_signal(signal.SIGHUP, "web"), True)
+        self.tick_until_logged(supervisor, "[web] got it")
+        self.assertIn("sidecar-init: forwarded SIGHUP to web\n", self.logged())
+        os.killpg(supervisor.procs[0][1].pid, signal.SIGUSR1)
+        self.tick_until_logged(supervisor, "[web] asked")  # a HUP would have come before it
+        self.assertNotIn("child too", self.logged())
+
+    def test_nobody_else_does(self) -> None:
+        supervisor = self.supervise(SLEEPER, shell("quick", "exit 0"), _DaemonSpec("missing", ["/nowhere"]))
+        self.tick_until_logged(supervisor, "quick exited")
+        for name, why in (("quick", "not running"), ("missing", "not running"), ("x", "not selected")):
+            self.assertIs(supervisor.forward_signal(signal.SIGHUP, name), False)
+            supervisor.tick()
+            self.assertIn(f"sidecar-init: SIGHUP for {name} dropped; {name} is {why}\n", self.logged())
+
+    def test_one_that_is_dead_though_the_loop_has_not_seen_it_is_not_alive(self) -> None:
+        supervisor = self.supervise(shell("quick", "exit 0"))
+        wait_until(lambda: supervisor.procs[0][1].poll() is not None, 10, "the end of quick")
+        self.assertIs(supervisor.forward_signal(signal.SIGHUP, "quick"), False)
+
+    def test_while_shutting_down_it_is_dropped(self) -> None:
+        supervisor = self.supervise(SLEEPER)
+        supervisor.request_shutdown("test")
+        self.assertIs(supervisor.forward_signal(signal.SIGHUP, "sleeper"), False)
+        self.tick_until_done(supervisor)
+        self.assertIn("SIGHUP for sleeper dropped; supervisor is shutting down\n", self.logged())
+
+
+class RestartDaemon(SupervisorTest):
+    def test_it_is_done_when_it_returns(self) -> None:
+        supervisor = self.supervise(SLEEPER, OTHER)
+        (_, old), (_, other) = supervisor.procs
+        self.assertIs(supervisor.restart_daemon("sleeper"), True)
+        (_, new), (_, same) = supervisor.procs
+        self.assertIs(same, other)
+        self.assertEqual((old.returncode, new.poll(), other.poll()), (-signal.SIGTERM, None, None))
+        self.assertTrue(group_is_gone(old.pid))
+        supervisor.tick()
+        self.assertIn(f"sidecar-init: sleeper restarted (pid {new.pid})\n", self.logged())
+
+    def test_an_unknown_name_is_false(self) -> None:
+        self.assertIs(self.supervise(SLEEPER).restart_daemon("nobody"), False)
+
+    def test_while_shutting_down_it_is_false(self) -> None:
+        supervisor = self.supervise(SLEEPER)
+        supervisor.request_shutdown("test")
+        self.assertIs(supervisor.restart_daemon("sleeper"), False)
+        self.tick_until_done(supervisor)
+        self.assertIn("restart sleeper skipped; supervisor is shutting down\n", self.logged())
+        self.assertNotIn("restarted", self.logged())
+
+    def test_an_old_one_that_ignores_term_is_killed_after_the_grace(self) -> None:
+        supervisor = self.supervise(shell("deaf", "trap '' TERM; echo up; sleep 60 & wait; sleep 60"))
+        self.tick_until_logged(supervisor, "[deaf] up")
+        [(_, old)] = supervisor.procs
+        self.assertIs(supervisor.restart_daemon("deaf", grace=0.2), True)
+        self.assertEqual(old.returncode, -signal.SIGKILL)
+        self.assertTrue(group_is_gone(old.pid))
+        self.assertIn("grace (0.2s) elapsed; SIGKILL on deaf\n", self.logged())
+
+    def test_one_that_has_ended_is_started(self) -> None:
+        supervisor = self.supervise(shell("quick", "exit 0"))
+        self.tick_until_done(supervisor)
+        self.assertIs(supervisor.restart_daemon("quick"), True)
+        self.tick_until_done(supervisor)
+        self.assertIn("quick restarted", self.logged())
+
+    def test_one_that_cannot_be_started_is_false(self) -> None:
+        self.assertIs(self.supervise(_DaemonSpec("missing", ["/nowhere"])).restart_daemon("missing"), False)
+
+    def test_a_check_that_fails_leaves_the_running_one(self) -> None:
+        checked = _DaemonSpec("checked", ["/bin/sleep", "60"], check=["/bin/sh", "-c", "echo bad file; exit 3"])
+        supervisor = self.supervise(checked)
+        [(_, old)] = supervisor.procs
+        self.assertIs(supervisor.restart_daemon("checked"), False)
+        self.assertIs(supervisor.procs[0][1], old)
+        self.assertIsNone(old.poll())
+        self.assertIn("[checked] bad file\n", self.logged())
+
+    def test_a_check_that_passes_leads_to_the_new_one(self) -> None:
+        supervisor = self.supervise(_DaemonSpec("checked", ["/bin/sleep", "60"], check=["/bin/true"]))
+        [(_, old)] = supervisor.procs
+        self.assertIs(supervisor.restart_daemon("checked"), True)
+        self.assertIsNot(supervisor.procs[0][1], old)
+
+
+class Output(SupervisorTest):
+    def test_the_last_words_come_before_the_death_notice(self) -> None:
+        supervisor = self.supervise(shell("quick", "echo one; echo two >&2; printf three; exit 7"))
+        self.tick_until_done(supervisor)
+        lines = self.logged().splitlines()
+        self.assertEqual(lines[:4], ["sidecar-init: starting quick", "[quick] one", "[quick] two", "[quick] three"])
+        self.assertRegex(lines[4], r"^sidecar-init: quick exited with code 7; up \d+\.\d s$")
+
+    def test_so_do_those_that_came_after_the_turns_read(self) -> None:
+        supervisor = self.supervise(shell("quick", "echo one; printf two; exit 7"))
+        with mock.patch.object(supervisor, "_carry_output"):
+            self.tick_until_done(supervisor)
+        self.assertRegex(self.logged(), r"\[quick\] one\n\[quick\] two\nsidecar-init: quick exited")
+
+    def test_a_grandchild_that_keeps_the_pipe_delays_no_notice_and_still_is_heard(self) -> None:
+        up, go = self.directory() / "up", self.directory() / "go"
+        os.mkfifo(up)
+        os.mkfifo(go)
+        grandchild = f"echo > {up}; read line < {go}; echo later"
+        supervisor = self.supervise(shell("web", f"setsid sh -c '{grandchild}' & read line < {up}; exit 7"), SLEEPER)
+        self.tick_until_logged(supervisor, "web exited with code 7")
+        self.assertNotIn("later", self.logged())
+        go.write_text("\n")
+        self.tick_until_logged(supervisor, "[web] later\n")
+
+    def test_where_there_is_room_for_one_alone_they_take_turns(self) -> None:
+        while (fd := os.open(os.devnull, os.O_RDONLY)) < 24:  # a set of what is opened next is in no order
+            self.close_later(fd)
+        self.close_later(fd)
+        names = "abcdefgh"
+        supervisor = self.supervise(*(_DaemonSpec(name, ["/bin/sleep", "60"]) for name in names))
+        room = itertools.cycle([True, True, False])  # asked before poll, before a read, before the next read
+        with mock.patch.object(supervisor._log, "has_room", lambda: next(room)):
+            for _ in names * 2:
+                for daemon in supervisor._daemons:
+                    os.write(daemon._open_output(None), b"line\n")
+                supervisor.tick()
+        order = [line[1] for line in self.logged().splitlines() if line.endswith("] line")]
+        self.assertEqual("".join(name for name, _ in itertools.groupby(order)), names * 2)
+
+
+class ChildsLife(SupervisorTest):
+    def test_it_has_a_session_of_its_own_null_as_stdin_and_no_stray_descriptor(self) -> None:
+        stray = os.open("/dev/null", os.O_RDONLY)
+        self.close_later(stray)
+        os.set_inheritable(stray, True)
+        sidecar_init._keep_standard_descriptors()  # as the program does first
+        script = (
+            "import os; print(os.getsid(0) == os.getpid(),"
+            "os.readlink('/proc/self/fd/0'), sorted(os.listdir('/proc/self/fd')))"
+        )
+        supervisor = self.supervise(_DaemonSpec("child", [sys.executable, "-ISc", script]))
+        self.tick_until_done(supervisor)
+        self.assertIn("[child] True /dev/null ['0', '1', '2', '3']\n", self.logged())  # 3 lists them
+
+    def test_signals_are_as_a_program_expects_them_and_privileges_are_gone(self) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_CORE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_CORE, limits)
+        resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+        supervisor = self.supervise(shell("child", "cat /proc/self/status; ulimit -Hc"))
+        self.tick_until_done(supervisor)
+        facts = dict(line.removeprefix("[child] ").split(":\t") for line in self.logged().splitlines() if ":\t" in line)
+        for name in ("SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapAmb"):
+            self.assertEqual(int(facts[name], 16), 0, name)
+        self.assertEqual(facts["NoNewPrivs"], "1")
+        self.assertIn("[child] 0\n", self.logged())
+
+    def test_its_environment_lacks_the_secrets_of_others(self) -> None:
+        self.use_environment(EGRESS_TOKEN_A="canary")
+        egress = _DaemonSpec("egress", ["/bin/sleep", "60"])
+        supervisor = self.supervise(egress, SLEEPER)
+        (_, owner), (_, other) = supervisor.procs
+        self.assertEqual(environ_of(owner.pid)["EGRESS_TOKEN_A"], "canary")
+        self.assertNotIn("EGRESS_TOKEN_A", environ_of(other.pid))
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can become another user")
+    def test_it_runs_as_its_user(self) -> None:
+        supervisor = self.supervise(shell("child", "id -un; echo $USER $LOGNAME $HOME", user="nobody"))
+        self.tick_until_done(supervisor)
+        self.assertIn(f"[child] nobody\n[child] nobody nobody {pwd.getpwnam('nobody').pw_dir}\n", self.logged())
+
+    @unittest.skipUnless(os.geteuid() == 0, "who is not root runs it as itself")
+    def test_a_user_that_is_missing_fails_it_alone(self) -> None:
+        supervisor = self.supervise(shell("child", "id -u", user="no-such-user"), shell("well", "echo fine"))
+        self.tick_until_done(supervisor)
+        self.assertIn("cannot start child: cannot become no-such-user: there is no such user", self.logged())
+        self.assertIn("[well] fine\n", self.logged())
+        self.assertNotIn("[child]", self.logged())
+
+    def test_what_is_missing_takes_nobody_down_with_it(self) -> None:
+        supervisor = self.supervise(_DaemonSpec("missing", ["/nowhere/program"], "always"), shell("well", "echo fine"))
+        self.tick_until_done(supervisor)
+        self.assertIn("[well] fine\n", self.logged())
+        self.assertEqual(self.logged().count("/nowhere/program"), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
