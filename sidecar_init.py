@@ -912,7 +912,7 @@ class _Daemon:
         self.grace = _RESTART_GRACE_SECONDS
         self._kill_at = self._back_at = 0.0
         self._killed = False
-        self._deaths = 0  # in a row
+        self._deaths = self._failed_starts = 0  # in a row
         self._starts = 0
         self._started_at = self._started_time = 0.0  # by the steady clock, and by the wall's
         self._last_exit: str | None = None
@@ -1014,7 +1014,7 @@ class _Daemon:
         self.process = _Process(pid)
         self._starts += 1
         self._started_at, self._started_time = now, time.time()
-        self.failure, self.lines.last_words = 0, b""
+        self.failure, self._failed_starts, self.lines.last_words = 0, 0, b""
         if asked:
             self._say(f"{self.spec.name} restarted (pid {pid})")
         self._record("restarted" if asked else "started")
@@ -1026,8 +1026,8 @@ class _Daemon:
     def _not_started(self, problem: _CannotStart, asked: bool) -> None:
         if problem.code is None:
             self._asked = asked
-            self._deaths += 1
-            delay = _backoff(self._deaths)
+            self._failed_starts += 1
+            delay = _backoff(self._failed_starts)
             self._say(f"cannot start {self.spec.name}: {problem}; the next try is in {delay:.1f} s")
             self._enter(_BACKOFF, self._shared.clock() + delay)
         else:
@@ -1119,6 +1119,7 @@ class _Daemon:
         if self._deaths == _CRASH_LOOP_DEATHS and then == _BACKOFF:
             self._say(f"{self.spec.name} is crash-looping: {self._deaths} deaths without {_STEADY_SECONDS:g} s of life")
             self._record("crash-looping", deaths=self._deaths)
+        self.grace = _RESTART_GRACE_SECONDS
         self._stop(then)
         self._go_on_if_gone()
 
@@ -1356,7 +1357,7 @@ class _Supervisor:
 
     @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
-        """One slot a daemon, in table order; its current process, or its last."""
+        """One slot a daemon, in table order; its current process, or its last; pid 0 if there never was one."""
         return [(daemon.spec, daemon.process or _Process(0, daemon.failure or None)) for daemon in self._daemons]
 
     @property
@@ -1671,10 +1672,10 @@ def _health(_: Namespace) -> int:
     """Proves that the loop answers, and that everything runs."""
     status = _live_status()
     path = _state_path("status.json")
-    before = os.stat(path).st_ino, os.stat(path).st_mtime_ns
+    before = _version(path)
     _send(status, "USR2")
     deadline = time.monotonic() + 1
-    while (os.stat(path).st_ino, os.stat(path).st_mtime_ns) == before:
+    while _version(path) == before:
         if time.monotonic() > deadline:
             raise _Refusal(f"unhealthy: supervisor {status['pid']} does not answer")
         time.sleep(0.002)
@@ -1686,6 +1687,13 @@ def _health(_: Namespace) -> int:
             raise _Refusal(f"unhealthy: {daemon['name']} is {daemon['state']}, not ready")
     print(f"healthy: {len(status['daemons'])} daemons run and are ready")
     return 0
+
+
+def _version(path: str) -> tuple[int, int]:
+    try:
+        return os.stat(path).st_ino, os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise _Refusal(f"cannot read {path}: {error.strerror}") from None
 
 
 def _read_events(path: str) -> list[str]:
@@ -1730,13 +1738,18 @@ def _events(options: Namespace) -> int:
         sys.stdout.flush()
         if reader.poll(200):
             break
-        seen, lines = lines, _read_events(path)
-        # What was the last line is found again, also after a rotation; then all that follows is new.
-        start = next((i + 1 for i in range(len(lines) - 1, -1, -1) if seen and lines[i] == seen[-1]), 0)
-        for line in lines[start:]:
+        for line in _newer(_read_events(path), lines):
+            lines = [line]
             print(show(line))
-        lines = lines or seen
     return 0
+
+
+def _newer(lines: list[str], seen: list[str]) -> list[str]:
+    """Those after the last that was seen, which is found again also after a rotation."""
+    for index in range(len(lines) - 1, -1, -1):
+        if seen and lines[index] == seen[-1]:
+            return lines[index + 1 :]
+    return lines
 
 
 def _apply(options: Namespace) -> int:
@@ -1753,17 +1766,20 @@ def _apply(options: Namespace) -> int:
         raise _Refusal(f"cannot apply {name}: it is not selected")
     ((signal_name, verb), *_) = ways
     path = _state_path("events.jsonl")
-    before = len(_read_events(path))
+    seen = _read_events(path)
     _send(status, signal_name)
     deadline = time.monotonic() + options.timeout
     restarted = False
     while time.monotonic() < deadline:
-        for line in _read_events(path)[before:]:
-            before += 1
-            event = json.loads(line)
-            if event["daemon"] != name:
+        for line in _newer(_read_events(path), seen):
+            seen = [line]
+            try:
+                event = json.loads(line)
+                kind, about = event["event"], event["daemon"]
+            except (ValueError, KeyError, TypeError):
                 continue
-            kind = event["event"]
+            if about != name:
+                continue
             if verb == "forward" and kind == "signal":
                 if not event["forwarded"]:
                     raise _Refusal(f"cannot apply {name}: {event['reason']}")
