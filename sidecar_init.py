@@ -149,6 +149,19 @@ def _unknown_names(env: Mapping[str, str]) -> list[str]:
     return [name for name in _requested_names(env) or () if name not in known]
 
 
+def _exposed_secrets(specs: Sequence[_DaemonSpec]) -> list[str]:
+    """Secrets that are set and cannot be kept: whoever has the owner's account can read the owner's environment."""
+    root = os.geteuid() == 0
+    return [
+        f"cannot keep {prefix}* from {other.name}: it has the same account as {owner.name}; give {owner.name} its own"
+        for prefix, name in _SECRETS.items()
+        if any(key.startswith(prefix) for key in os.environ)
+        for owner in specs
+        for other in specs
+        if owner.name == name != other.name and (not root or other.user == owner.user)
+    ]
+
+
 def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
     """A fresh environment for `name`: all of `base_env` but the secrets that belong to others."""
     others = tuple(prefix for prefix, owner in _SECRETS.items() if owner != name)
@@ -321,6 +334,9 @@ def _read_table(path: str) -> tuple[tuple[_DaemonSpec, ...], dict[str, str], dic
     for prefix, owner in secrets.items():
         if not prefix or not isinstance(owner, str) or owner not in specs:
             raise _TableError(f"secrets: {prefix!r} must name a daemon of the table, not {owner!r}")
+        for other in secrets:
+            if other.startswith(prefix) and secrets[other] != owner:
+                raise _TableError(f"secrets: {other!r} begins with {prefix!r}, which has another owner")
     signals = {}
     for name, action in _section(table, "signals").items():
         if name not in ("HUP", "USR1"):
@@ -1822,6 +1838,7 @@ def _plan(options: Namespace) -> int:
         command = clean(" ".join(spec.argv))
         after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
+    problems.update(dict.fromkeys(_exposed_secrets(specs)))
     problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in _unknown_names(os.environ)))
     _print_table(rows, {})
     for problem in problems:
@@ -1853,6 +1870,8 @@ def _supervise() -> int:
     if unknown := _unknown_names(os.environ):
         log.say(f"unknown daemons ignored: {', '.join(unknown)}")
     specs = _selected_daemons(os.environ)
+    for warning in _exposed_secrets(specs):
+        log.say(warning)
     if not specs:
         log.say("no daemons selected; nothing to do")
         log.close(time.monotonic() + _GRACE_SECONDS)

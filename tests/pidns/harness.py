@@ -393,12 +393,17 @@ class Bundle(Namespace):
     def catch_up(self) -> None:
         """Return when every signal that was sent before has been acted on: two heartbeats later."""
         for _ in range(2):
-            written = self.status()["updated_at"]
+            before = self._version()
             self.signal(signal.SIGUSR2)
-            self.until(functools.partial(self._newer_than, written), PATIENCE, "a newer status.json")
+            self.until(functools.partial(self._is_newer, before), PATIENCE, "a newer status.json")
 
-    def _newer_than(self, moment: str) -> bool:
-        return bool(self.status()["updated_at"] > moment)
+    def _is_newer(self, version: tuple[int, int]) -> bool:
+        return self._version() != version
+
+    def _version(self) -> tuple[int, int]:
+        """Of status.json; its `updated_at` can be the same for two that were written in one millisecond."""
+        stat = os.stat(self.state / "status.json")
+        return stat.st_ino, stat.st_mtime_ns
 
     def until(self, predicate: Callable[[], T], seconds: float, what: str) -> T:
         """Like wait_until, and over at once when the supervisor has ended."""

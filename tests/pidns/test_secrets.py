@@ -1,0 +1,629 @@
+"""Secrets stay with their owner: a daemon that was taken over looks for the secret of another, in every way it can.
+
+Beside each protection stands a control in which it is switched off, and the same attack finds what it looks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import unittest
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from signal import SIGABRT, SIGTERM, SIGUSR1, SIGUSR2
+from typing import Any
+
+import sidecar_init
+from tests.pidns.harness import (
+    PATIENCE,
+    PYTHON,
+    SLEEP,
+    Bundle,
+    Daemon,
+    Namespace,
+    NamespaceTestCase,
+    daemon,
+    shell,
+    small_disk,
+)
+from tests.support import CHILDREN, ROOT
+
+OWNER, OTHER = "www-data", "daemon"  # two accounts that every Debian has
+TOKEN = f"sesame-{secrets.token_hex(16)}"
+ENVIRONMENT = {"EGRESS_TOKEN_CANARY": TOKEN}
+PREFIXES = {"EGRESS_TOKEN_": "egress"}
+
+# What is switched off in the controls.
+NO_GUARD = "module._Supervisor.guard = lambda self: None"
+NO_DROP = "module._Kernel.drop_bounding_set = module._Kernel.drop_capabilities = lambda self: None"
+ONLY_CAPSET = """
+prctl = module._Kernel.prctl
+module._Kernel.prctl = lambda self, option, value: option == 38 or prctl(self, option, value)
+module._Kernel.drop_bounding_set = lambda self: None
+"""
+ONE_ENVIRONMENT = "module._env_for_daemon = lambda name, env: dict(env)"
+NO_REDACTION = "module._Secrets.redact = lambda self, data: data"
+
+OF_ONE = [
+    *("environ", "task", "maps", "auxv", "cwd", "root"),
+    *("mem", "fd", "ptrace", "process_vm_readv", "pidfd_getfd", "perf_event_open"),
+]
+REFUSED = {f"{what} of {whom}" for what in OF_ONE for whom in ("supervisor", "egress")} | {
+    *("file of mode 0600", "setuid to egress's account", "setuid program"),
+    *("mount", "chroot", "setns", "mknod", "bpf"),
+}
+
+
+def weakened(bundle: Bundle, protection: str) -> Bundle:
+    """The same bundle under a supervisor that lacks something."""
+    launcher = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import sidecar_init as module
+{protection}
+sys.exit(module.main(sys.argv[1:]))
+"""
+    arguments = bundle.argv[bundle.argv.index("--table") :]
+    bundle.argv = [*PYTHON, "-c", launcher, *arguments]
+    return bundle
+
+
+def under(bundle: Bundle, *command: str) -> Bundle:
+    """The same bundle, started by another command."""
+    bundle.argv = [*command, *bundle.argv]
+    return bundle
+
+
+def state_of(bundle: Bundle) -> bytes:
+    """All that the supervisor keeps for others; `status.json.new` may come and go while we look."""
+    paths = [bundle.state / name for name in ("status.json", "events.jsonl.1", "events.jsonl")]
+    return b"".join(path.read_bytes() for path in paths if path.exists())
+
+
+def privileges(pid: int) -> dict[str, str]:
+    """What /proc tells of a process's privileges, by the kernel's names."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return dict(re.findall(r"^(NoNewPrivs|Cap\w+|Uid|Gid|Groups):\t(.*?) *$", text, re.MULTILINE))
+
+
+NONE = f"{0:016x}"
+
+
+class SecretsTestCase(NamespaceTestCase):
+    def interpreter(self) -> str:
+        """A Python that other accounts can execute; the one of the tests may be at home in /root."""
+        for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"))):
+            try:
+                subprocess.run([python, "-I", "-S", "-c", "import ctypes, json"], user=OTHER, group=OTHER, check=True)
+            except (OSError, subprocess.CalledProcessError):
+                continue
+            return python
+        self.skipTest(f"no python3 that the account {OTHER} can execute")
+
+    def enter(self, bundle: Bundle) -> Bundle:
+        return self.enterContext(bundle)
+
+    def assert_answers(self, bundle: Bundle) -> None:
+        """The supervisor's loop is alive: a heartbeat replaces status.json."""
+
+        def version() -> tuple[int, int]:
+            status = (bundle.state / "status.json").stat()
+            return status.st_ino, status.st_mtime_ns
+
+        before = version()
+        bundle.signal(SIGUSR2)
+        bundle.until(lambda: version() != before, PATIENCE, "another status.json")
+
+
+class HostileDaemonTest(SecretsTestCase):
+    """One long attack for each way to be somebody."""
+
+    def setUp(self) -> None:
+        self.place = self.scratch()
+        disk = self.enterContext(small_disk(1024))
+        self.setuid_cat = Path(shutil.copy("/bin/cat", disk / "cat"))
+        self.setuid_cat.chmod(0o4755)
+        self.program = Path(shutil.copy(CHILDREN / "hostile.py", self.place))
+        self.private = self.place / "private" / "token"
+
+    def bundle(self, attacker: str | None, owner: str | None = OWNER, **options: Any) -> Bundle:
+        """The owner, who holds its token in every way that one can be held; one to restart; the attacker."""
+        gate, report = self.place / "gate", self.place / "report"
+        hold = f"""
+            umask 077; mkdir -p {self.private.parent}; cd {self.private.parent}; trap '' HUP
+            printf %s "$EGRESS_TOKEN_CANARY" >token; exec 9<token
+            umask 0; : >{gate}; exec sleep 1000
+        """
+        attack = [self.interpreter(), "-I", "-S", str(self.program), str(report), "--private", str(self.private)]
+        attack += ["--gate", str(gate), "--setuid-cat", str(self.setuid_cat)]
+
+        def row(name: str, argv: Sequence[str], user: str | None, **fields: Any) -> Daemon:
+            return daemon(name, *argv, **({"user": user} if user else {}), **fields)
+
+        rows = [
+            row("hostile", attack, attacker),  # the first, so that it sees the others come
+            row("egress", shell(hold), owner),
+            row("pipelock", SLEEP, None),
+        ]
+        return Bundle(rows, secrets=PREFIXES, env=ENVIRONMENT, **options)
+
+    results: dict[str, dict[str, Any]]
+    log: bytes
+    state: bytes
+
+    def finds(self, bundle: Bundle) -> set[str]:
+        """The attempts that found the token, when all have been made; the supervisor is well afterwards."""
+        report = self.place / "report"
+        with bundle:
+            bundle.until(report.exists, 3 * PATIENCE, "the attacker's report")
+            self.results = json.loads(report.read_text())
+            self.assert_answers(bundle)
+            self.assertEqual(bundle.daemon("egress")["restarts"], 0)
+            self.log, self.state = bundle.log, state_of(bundle)
+        return {name for name, result in self.results.items() if TOKEN in result["found"]}
+
+    def assert_finds_nothing(self, bundle: Bundle) -> None:
+        self.assertEqual(self.finds(bundle), set())
+        refused = {name for name, result in self.results.items() if result["refused"]}
+        self.assertEqual(REFUSED - refused, set())
+        self.assertNotIn(TOKEN.encode(), self.log)
+        self.assertNotIn(TOKEN.encode(), self.state)
+
+    def test_a_hostile_daemon_without_an_account_of_its_own_finds_nothing(self) -> None:
+        self.assert_finds_nothing(self.bundle(attacker=None))
+        self.assertGreaterEqual(self.log.count(b"pipelock restarted"), 5, "the storm made the supervisor fork")
+
+    def test_a_hostile_daemon_of_another_account_finds_nothing(self) -> None:
+        self.assert_finds_nothing(self.bundle(attacker=OTHER))
+        self.assertEqual(self.results["storm"]["refused"], "EPERM")
+        self.assertEqual(self.results["write_state"]["refused"], "EACCES")
+
+    def test_control_with_its_capabilities_it_finds_it_everywhere(self) -> None:
+        found = self.finds(weakened(self.bundle(attacker=None), NO_DROP))
+        everywhere = {f"{what} of egress" for what in OF_ONE if what not in ("maps", "auxv", "perf_event_open")}
+        everywhere |= {f"{what} of supervisor" for what in ("environ", "task", "mem", "process_vm_readv", "ptrace")}
+        everywhere |= {"file of mode 0600", "setuid to egress's account", "mount", "chroot", "setns", "storm"}
+        self.assertEqual(everywhere - found, set())
+        for way in ("mknod", "bpf", "perf_event_open of egress", "maps of supervisor", "auxv of supervisor"):
+            self.assertEqual(self.results[way]["refused"], "", way)
+
+    def test_control_with_the_account_of_the_owner_it_finds_it_there(self) -> None:
+        found = self.finds(self.bundle(attacker=OTHER, owner=OTHER))
+        self.assertLessEqual({"environ of egress", "mem of egress", "fd of egress", "file of mode 0600"}, found)
+        self.assertNotIn("environ of supervisor", found)
+
+    def test_control_an_owner_without_an_account_of_its_own_is_open_to_every_other(self) -> None:
+        found = self.finds(self.bundle(attacker=None, owner=None))
+        self.assertLessEqual({"environ of egress", "mem of egress", "ptrace of egress"}, found)
+        self.assertNotIn("environ of supervisor", found)
+
+    def test_control_without_no_new_privs_a_setuid_program_finds_it(self) -> None:
+        found = self.finds(weakened(self.bundle(attacker=OTHER), ONLY_CAPSET))
+        self.assertEqual(found, {"setuid program"})
+
+    def test_control_with_one_environment_for_all_it_has_it(self) -> None:
+        found = self.finds(weakened(self.bundle(attacker=OTHER), ONE_ENVIRONMENT))
+        self.assertIn("own environment", found)
+
+    def test_pid_1_alone_is_out_of_reach_even_of_an_equal_without_capabilities(self) -> None:
+        """Where PID 1 has no capabilities, only that it is not dumpable stands between it and a daemon of root."""
+        found = self.finds(under(self.bundle(attacker=None, owner=None), "setpriv", "--bounding-set", "-all"))
+        self.assertEqual({name for name in found if name.endswith("of supervisor")}, {"root of supervisor"} & found)
+
+    def test_control_where_it_is_dumpable_an_equal_reads_it(self) -> None:
+        bundle = weakened(self.bundle(attacker=None, owner=None), NO_GUARD)
+        found = self.finds(under(bundle, "setpriv", "--bounding-set", "-all"))
+        self.assertLessEqual({"environ of supervisor", "mem of supervisor", "ptrace of supervisor"}, found)
+
+
+class FirstMomentTest(SecretsTestCase):
+    """The first thing that runs beside PID 1 finds it closed. No capabilities: nothing else would hinder it."""
+
+    def what_the_first_child_reads(self, protection: str) -> str:
+        seen = self.scratch() / "seen"
+        first = daemon("first", *shell(f"cat /proc/1/environ >{seen}.new; mv {seen}.new {seen}; exec sleep 1000"))
+        bundle = Bundle([first, daemon("egress", *SLEEP)], secrets=PREFIXES, env=ENVIRONMENT)
+        bundle = under(weakened(bundle, protection) if protection else bundle, "setpriv", "--bounding-set", "-all")
+        with bundle:
+            bundle.until(seen.exists, PATIENCE, "what the first child read")
+        return seen.read_text()
+
+    def test_pid_1_is_closed_before_the_first_child_runs(self) -> None:
+        self.assertEqual(self.what_the_first_child_reads(""), "")
+
+    def test_control_without_the_guard_the_first_child_reads_it(self) -> None:
+        self.assertIn(TOKEN, self.what_the_first_child_reads(NO_GUARD))
+
+
+class VisitorTest(SecretsTestCase):
+    """A health check or `docker exec` gets the container's whole environment, tokens too, as root, beside daemons."""
+
+    def what_a_daemon_reads_of_a_visitor(self, *kept: str) -> str:
+        place = self.scratch()
+        read = f"until [ -e {place}/go ]; do sleep 0.01; done; cat /proc/[0-9]*/environ >{place}/new 2>/dev/null"
+        spy = daemon("spy", *shell(f"{read}; mv {place}/new {place}/seen; exec sleep 1000"))
+        with Bundle([spy, daemon("egress", *SLEEP, user=OWNER)], secrets=PREFIXES, env=ENVIRONMENT) as bundle:
+            bundle.wait_for_state("egress", "running")
+            enter = ["nsenter", "-t", str(bundle.pid1), "-p", "-m", "-n"]
+            drop = ["setpriv", "--bounding-set", ",".join(("-all", *kept))]
+            visit = shell(f": >{place}/go; exec sleep 1000")
+            visitor = subprocess.Popen([*enter, *drop, *visit], env=bundle.env)
+            try:
+                bundle.until((place / "seen").exists, PATIENCE, "what the daemon read")
+            finally:
+                visitor.kill()
+                visitor.wait()
+        return (place / "seen").read_text()
+
+    def test_a_daemon_cannot_read_who_has_pid_1s_capabilities(self) -> None:
+        seen = self.what_a_daemon_reads_of_a_visitor("+setuid", "+setgid", "+kill", "+setpcap")
+        self.assertIn("SIDECAR_STATUS_FILE=", seen, "at least it reads itself")
+        self.assertNotIn(TOKEN, seen)
+
+    def test_control_a_visitor_without_capabilities_is_an_open_book(self) -> None:
+        self.assertIn(TOKEN, self.what_a_daemon_reads_of_a_visitor())
+
+
+CORE_PATTERN = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+
+
+@unittest.skipIf(CORE_PATTERN[:1] in ("|", "/"), f"core dumps go elsewhere here: {CORE_PATTERN}")
+class CoreDumpTest(SecretsTestCase):
+    """PID 1 cannot be made to dump core at all; a supervisor that is not PID 1 can be killed, and leaves none."""
+
+    def core_of(self, who: str, protection: str = "") -> bytes:
+        """The core that is left when the supervisor, or its daemon egress, is aborted."""
+        place = self.scratch()
+        unlimited = [*shell('ulimit -c unlimited; cd "$0"; exec "$@"'), str(place)]
+        with Namespace(SLEEP) as around:
+            rows = [daemon("egress", *shell("exec sleep 1000"))]
+            bundle = Bundle(rows, secrets=PREFIXES, env=ENVIRONMENT, inside=around)
+            with under(weakened(bundle, protection) if protection else bundle, *unlimited):
+                bundle.wait_for_state("egress", "running")
+                if who == "supervisor":
+                    bundle.signal(SIGABRT)
+                    bundle.exit()
+                else:
+                    os.kill(next(iter(bundle.processes())), SIGABRT)
+                    bundle.wait_for(b"egress exited on SIGABRT")
+        return b"".join(path.read_bytes() for path in place.glob("core*"))
+
+    def test_neither_the_supervisor_nor_a_daemon_leaves_a_core(self) -> None:
+        self.assertEqual(self.core_of("supervisor"), b"")
+        self.assertEqual(self.core_of("egress"), b"")
+
+    def test_control_without_the_guard_the_core_holds_the_token(self) -> None:
+        self.assertIn(TOKEN.encode(), self.core_of("supervisor", NO_GUARD))
+
+    def test_control_without_the_limit_the_core_of_a_daemon_holds_its_token(self) -> None:
+        no_limit = "module.resource.setrlimit = lambda *_: None"
+        self.assertIn(TOKEN.encode(), self.core_of("egress", no_limit))
+
+
+class PrivilegeTest(SecretsTestCase):
+    def test_neither_daemons_nor_checks_have_or_can_get_a_privilege(self) -> None:
+        place = self.scratch()
+        look = f"cat /proc/self/status /proc/self/limits >{place}/new; env >>{place}/new"
+        check = shell(f"{look}; mv {place}/new {place}/seen")
+        rows = [daemon("pipelock", *SLEEP, check=check), daemon("egress", *SLEEP, user=OWNER)]
+        bundle = self.enter(Bundle(rows, secrets=PREFIXES, env={**ENVIRONMENT, "PLAIN": "plain"}))
+        bundle.wait_for_state("egress", "running")
+        own_score = int(Path(f"/proc/{bundle.pid1}/oom_score_adj").read_text())
+        for name in ("pipelock", "egress"):
+            pid = bundle.host_pid(bundle.daemon(name)["pid"])
+            self.assert_no_privileges(privileges(pid))
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            self.assertRegex(limits, r"Max core file size +0 +0 ")
+            self.assertGreater(int(Path(f"/proc/{pid}/oom_score_adj").read_text()), own_score)
+        bundle.signal(SIGUSR1)
+        bundle.until((place / "seen").exists, PATIENCE, "what the check saw")
+        seen = (place / "seen").read_text()
+        self.assertRegex(seen, r"Max core file size +0 +0 ")
+        self.assert_no_privileges(dict(re.findall(r"^(NoNewPrivs|Cap\w+):\t(.*)$", seen, re.MULTILINE)))
+        self.assertIn("PLAIN=plain", seen)
+        self.assertNotIn("EGRESS_TOKEN", seen)
+
+    def assert_no_privileges(self, of: dict[str, str]) -> None:
+        sets = {name: value for name, value in of.items() if name.startswith("Cap")}
+        self.assertEqual(sets, dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NONE))
+        self.assertEqual(of["NoNewPrivs"], "1")
+
+    def test_inheritable_and_ambient_capabilities_of_pid_1_do_not_reach_daemons(self) -> None:
+        """Engines before Docker 20.10.14 gave PID 1 an inheritable set."""
+        rows = [daemon("a", *SLEEP), daemon("b", *SLEEP, user=OWNER)]
+        caps = "+chown,+dac_override,+setuid"
+        bundle = self.enter(under(Bundle(rows), "setpriv", "--inh-caps", caps, "--ambient-caps", caps))
+        bundle.wait_for_state("b", "running")
+        self.assertNotEqual(privileges(bundle.pid1)["CapInh"], NONE, "the control: PID 1 has them")
+        for name in ("a", "b"):
+            self.assert_no_privileges(privileges(bundle.host_pid(bundle.daemon(name)["pid"])))
+
+    def test_a_few_capabilities_are_enough_for_pid_1(self) -> None:
+        rows = [daemon("egress", *SLEEP, user=OWNER), daemon("pipelock", *SLEEP)]
+        bundle = Bundle(rows)
+        few = ("setpriv", "--bounding-set", "-all,+setuid,+setgid,+kill,+setpcap")
+        self.enter(under(bundle, *few))
+        bundle.wait_for_state("pipelock", "running")
+        bundle.signal(SIGTERM)
+        self.assertEqual(bundle.exit(), 143)
+
+    def assert_fails_closed(self, bundle: Bundle, name: str, reason: str) -> None:
+        bundle.wait_for_state(name, "failed")
+        self.assertEqual(len([line for line in bundle.own_lines() if reason in line]), 1, bundle.own_lines())
+        self.assertIsNone(bundle.daemon(name)["pid"])
+        self.assertEqual(bundle.events("started", name), [])
+
+    def test_without_setpcap_nothing_starts_and_the_line_says_why(self) -> None:
+        started = self.scratch() / "started"
+        rows = [daemon("web", *shell(f"touch {started}; exec sleep 1000"), restart="always"), daemon("b", *SLEEP)]
+        with under(Bundle(rows), "setpriv", "--bounding-set", "-setpcap") as bundle:
+            assert isinstance(bundle, Bundle)
+            self.assert_fails_closed(
+                bundle, "web", "cannot start web: cannot drop capabilities (the container must have SETPCAP"
+            )
+            self.assertEqual(bundle.exit(), 126)
+        self.assertFalse(started.exists())
+
+    def test_without_setuid_or_setgid_the_owner_does_not_start(self) -> None:
+        for missing in ("setuid", "setgid"):
+            with self.subTest(missing):
+                rows = [daemon("egress", *SLEEP, user=OWNER), daemon("b", *SLEEP)]
+                with under(Bundle(rows), "setpriv", "--bounding-set", f"-{missing}") as bundle:
+                    self.assert_fails_closed(bundle, "egress", f"cannot become {OWNER} (the container must have SETUID")
+                    bundle.wait_for_state("b", "running")
+
+    def test_without_any_capability_daemons_of_root_start(self) -> None:
+        """The control of the two above: there is nothing to drop, and nobody to become."""
+        with under(Bundle([daemon("a", *SLEEP)]), "setpriv", "--bounding-set", "-all") as bundle:
+            bundle.wait_for_state("a", "running")
+
+    def test_root_and_no_such_account_is_failed_and_never_started(self) -> None:
+        rows = [daemon("egress", *SLEEP, user="nobody-of-that-name", restart="always"), daemon("b", *SLEEP)]
+        bundle = self.enter(Bundle(rows))
+        self.assert_fails_closed(
+            bundle, "egress", "cannot start egress: cannot become nobody-of-that-name: there is no such user"
+        )
+        bundle.wait_for_state("b", "running")
+
+
+class AccountTest(SecretsTestCase):
+    ASK = shell('echo "$(id -u) $(id -g) $(id -G) $HOME $USER $LOGNAME"; exec sleep 1000')
+
+    def test_a_daemon_gets_the_whole_account(self) -> None:
+        """An account that exists in this namespace alone, by files that are mounted over those of the machine."""
+        place = self.scratch()
+        files = {
+            "passwd": "root:x:0:0::/root:/bin/sh\nproxy-owner:x:41:42::/var/lib/proxy:/bin/false\n",
+            "group": "root:x:0:\nfirst:x:42:\nsecond:x:43:proxy-owner\nthird:x:44:root,proxy-owner\nother:x:45:root\n",
+        }
+        mounts = ""
+        for name, text in files.items():
+            (place / name).write_text(text)
+            mounts += f"mount --bind {place}/{name} /etc/{name} && "
+        rows = [daemon("egress", *self.ASK, user="proxy-owner"), daemon("root", *self.ASK)]
+        env = {"HOME": "/root", "USER": "root"}
+        self.enter(bundle := under(Bundle(rows, env=env), "/bin/sh", "-c", f'{mounts}exec "$0" "$@"'))
+        bundle.wait_for(b"[egress] 41 42 42 43 44 /var/lib/proxy proxy-owner proxy-owner\n")
+        bundle.wait_for(b"[root] 0 0 ")
+        self.assertEqual(privileges(bundle.host_pid(bundle.daemon("egress")["pid"]))["Uid"], "41\t41\t41\t41")
+
+    def test_not_root_it_goes_on_as_itself_and_says_so_once(self) -> None:
+        state = self.scratch() / "state"
+        state.mkdir(mode=0o777)
+        state.chmod(0o777)
+        rows = [daemon("egress", *self.ASK, user=OWNER, restart="on-failure")]
+        bundle = Bundle(rows, state_dir=str(state))
+        bundle.argv = [self.interpreter(), *bundle.argv[1:]]
+        bundle.state = state
+        account = ["--reuid", OTHER, "--regid", OTHER, "--init-groups"]
+        self.enter(under(bundle, "setpriv", *account))
+        me = subprocess.check_output(["id", "-u", OTHER], text=True).strip()
+        bundle.wait_for(f"[egress] {me} ".encode())
+        os.kill(bundle.host_pid(bundle.wait_for_state("egress", "running")["pid"]), 9)
+        bundle.wait_for(f"[egress] {me} ".encode(), times=2)
+        said = [line for line in bundle.own_lines() if line.startswith("cannot run egress as")]
+        self.assertEqual(len(said), 1, bundle.own_lines())
+        self.assertIn(f"{OWNER}: not root; it runs as the supervisor's user", said[0])
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+LONG = f"ghp_{'0123456789abcdef' * 8}"  # longer than what it is replaced by
+TOKENS = {
+    "EGRESS_TOKEN_CANARY": TOKEN,
+    "EGRESS_TOKEN_LONG": LONG,
+    "EGRESS_TOKEN_USER": "my-user",
+    "EGRESS_TOKEN_BASIC": "my-user:my-password",
+    "EGRESS_TOKEN_INNER": TOKEN[10:24],
+    "EGRESS_TOKEN_KEY": "-----BEGIN KEY-----\nfirst-line-of-it\r\nsecond-line-of-it\n",
+    "EGRESS_TOKEN_SHORT": "12345",
+}
+VALUES = [TOKEN, LONG, "my-user", "my-password", TOKEN[10:24], "first-line-of-it", "second-line-of-it"]
+
+
+def frames(chunks: Iterable[bytes], tokens: dict[str, str] = TOKENS) -> bytes:
+    """What the log shows of a daemon that writes these chunks."""
+    environ = {name.encode(): value.encode() for name, value in tokens.items()}
+    lines = sidecar_init._Lines("egress", sidecar_init._Secrets(environ, ["EGRESS_TOKEN_"]))
+    written = [part for chunk in chunks for part in lines.feed(chunk)]
+    return b"".join([*written, *lines.finish()])
+
+
+class RedactionTest(unittest.TestCase):
+    """The framing alone, with every place where a read may split a value."""
+
+    def assert_hidden(self, log: bytes) -> None:
+        joined = log.replace(b"\n[egress] ", b"")  # what a broken line says when it is put together again
+        for value in VALUES:
+            self.assertNotIn(value.encode(), log)
+            self.assertNotIn(value.encode(), joined)
+
+    def test_a_value_is_hidden_wherever_reads_split_it(self) -> None:
+        for value in (TOKEN, LONG, TOKENS["EGRESS_TOKEN_BASIC"]):
+            text = f"before {value} after\n".encode()
+            for at in range(1, len(text)):
+                log = frames([text[:at], text[at:]])
+                self.assertRegex(log, rb"^\[egress\] before \[redacted EGRESS_TOKEN_\w+\] after\n$")
+
+    def test_a_value_across_the_end_of_a_piece_is_hidden(self) -> None:
+        value = LONG.encode()
+        for before in range(65536 - len(value) - 2, 65536 + 3):
+            for at in (1, len(value) // 2, len(value) - 1):
+                log = frames([b"x" * before + value[:at], value[at:] + b"y" * 300, b"z\n"])
+                self.assert_hidden(log)
+                self.assertIn(b"z\n", log)
+
+    def test_a_value_across_the_end_of_a_piece_is_hidden_where_others_in_it_became_shorter(self) -> None:
+        value = LONG.encode()
+        for at in range(1, len(value)):
+            log = frames([value * 3 + b"x" * (65536 - 3 * len(value)), b"y" * 140 + value[:at], value[at:] + b"\n"])
+            self.assert_hidden(log)
+            self.assertNotIn(value[:at] + b"\n", log)
+
+    def test_a_longer_value_is_hidden_whole_where_its_beginning_is_a_value_too(self) -> None:
+        value = TOKENS["EGRESS_TOKEN_BASIC"].encode()
+        for before in range(65536, 65536 + 300):
+            for at in (len(b"my-user"), len(b"my-user:my-pass")):
+                log = frames([b"x" * before + value[:at], value[at:] + b"\n"])
+                self.assert_hidden(log)
+                self.assertNotIn(b"word", log)
+
+    def test_several_at_once_and_one_inside_another(self) -> None:
+        text = f"{TOKEN}{TOKEN} {LONG},{TOKENS['EGRESS_TOKEN_BASIC']} my-user {TOKEN[10:24]} 12345\n"
+        names = re.findall(rb"\[redacted EGRESS_TOKEN_(\w+)\]", frames([text.encode()]))
+        self.assertEqual(names, [b"CANARY", b"CANARY", b"LONG", b"BASIC", b"USER", b"INNER"])
+        self.assertIn(b"12345", frames([text.encode()]), "five bytes are too few to tell a secret by")
+
+    def test_a_value_of_several_lines_is_hidden_line_by_line(self) -> None:
+        for text in ("first-line-of-it\nsecond-line-of-it\n", "first-line-of-it\r\n  second-line-of-it \n"):
+            log = frames([text.encode()])
+            self.assert_hidden(log)
+            self.assertEqual(log.count(b"[redacted EGRESS_TOKEN_KEY]"), 2)
+
+    def test_control_without_tokens_in_the_environment_all_passes(self) -> None:
+        text = f"{TOKEN} {LONG}\n".encode()
+        self.assertEqual(frames([text], {}), b"[egress] " + text)
+
+
+TALK = """
+import os, sys, time
+tokens = {key: value.encode() for key, value in os.environ.items() if key.startswith("EGRESS_TOKEN_")}
+long, token = tokens["EGRESS_TOKEN_LONG"], tokens["EGRESS_TOKEN_CANARY"]
+def say(*parts):
+    for part in parts:
+        os.write(1, part)
+        time.sleep(0.02)  # so that they are likely to be read one by one; redacted they are in any case
+say(token[:9], token[9:], b"\\n")
+say(b"several: " + b" ".join(tokens.values()), b"\\n")
+say(long * 3 + b"x" * (65536 - 3 * len(long)), b"y" * 140 + long[:-3], long[-3:], b"\\n")
+os.write(2, b"on the other one: " + token + b"\\n")
+say(b"last words: " + token)
+sys.exit(7)
+"""
+
+
+class TellingLogTest(SecretsTestCase):
+    def told(self, protection: str = "") -> tuple[bytes, bytes, str]:
+        """The log, the state files and what the commands print, of an owner that tells everything."""
+        rows = [
+            daemon("egress", *PYTHON, "-c", TALK),
+            daemon("wrong", f"/no/such/{TOKEN}"),
+            daemon("argument", "sleep", "1000", TOKEN),
+            daemon("last", *SLEEP),
+        ]
+        env = {**TOKENS, "BOT_BOTTLE_SIDECAR_DAEMONS": f"egress,wrong,last,{TOKEN}"}
+        bundle = Bundle(rows, secrets=PREFIXES, env=env)
+        with weakened(bundle, protection) if protection else bundle:
+            bundle.wait_for_event("exited", "egress")
+            table = bundle.argv[-1]
+            asked = [("plan", "--table", table), ("status",), ("status", "--json"), ("events",), ("events", "--json")]
+            printed = "".join(done.stdout + done.stderr for done in (bundle.command(*one) for one in asked))
+            state = state_of(bundle)
+            bundle.signal(SIGTERM)
+            bundle.exit()
+            return bundle.log, state, printed
+
+    def test_the_log_the_state_and_the_commands_hold_no_token(self) -> None:
+        log, state, printed = self.told()
+        for value in VALUES:
+            self.assertNotIn(value.encode(), log)
+            self.assertNotIn(value.encode(), log.replace(b"\n[egress] ", b""))
+            self.assertNotIn(value.encode(), state)
+            self.assertNotIn(value, printed)
+        for text in (log, state, printed.encode()):
+            self.assertIn(b"last words: [redacted EGRESS_TOKEN_CANARY]", text)
+
+    def test_control_without_redaction_all_of_them_hold_it(self) -> None:
+        for text in self.told(NO_REDACTION):
+            self.assertIn(TOKEN.encode(), text if isinstance(text, bytes) else text.encode())
+
+
+class ForgingTest(SecretsTestCase):
+    """What a hostile daemon can print, and how it comes out."""
+
+    def log_of(self, text: bytes) -> bytes:
+        say = ["-c", "import os, sys; os.write(1, bytes.fromhex(sys.argv[1]))", text.hex()]
+        with Bundle([daemon("bad", *PYTHON, *say), daemon("good", *shell("sleep 0.1; echo real"))]) as bundle:
+            bundle.exit()
+            return bundle.log
+
+    def test_lines_of_others_come_out_under_its_own_name(self) -> None:
+        log = self.log_of(b"[good] forged\nsidecar-init: exit 0\n\n[bad] [good] x\nno newline")
+        for line in (b"[good] forged", b"sidecar-init: exit 0", b"", b"[bad] [good] x", b"no newline"):
+            self.assertIn(b"[bad] " + line + b"\n", log)
+        self.assertEqual(re.findall(rb"^\[good\].*", log, re.MULTILINE), [b"[good] real"])
+        self.assertEqual(re.findall(rb"^(?!\[bad\] |\[good\] |sidecar-init: ).*\n", log, re.MULTILINE), [])
+
+    def test_a_carriage_return_does_not_hide_the_name(self) -> None:
+        log = self.log_of(b"harmless\r[good] forged\r\r\nsidecar\rsidecar-init: forged\r\nplain\r\n")
+        for line in log.split(b"\n"):
+            parts = line.removesuffix(b"\r").split(b"\r")
+            if line.startswith(b"[bad]"):
+                self.assertTrue(all(part.startswith(b"[bad] ") for part in parts), line)
+        self.assertIn(b"[bad] plain\r\n", log, "one that ends a line passes unchanged")
+
+    def test_other_control_characters_pass_unchanged_and_stay_on_their_line(self) -> None:
+        """Documented in SECURITY.md: the bytes are the daemon's, and a terminal may be steered by them."""
+        text = b"\x1b[2K\x1b[1G[good] forged \0 \x08\x08 \x0b \x0c \xc2\x85 \xe2\x80\xa8 \xff"
+        self.assertIn(b"[bad] " + text + b"\n", self.log_of(text))
+
+    def test_the_commands_do_not_pass_control_characters_on(self) -> None:
+        say = ["-c", r"import sys; print('\033[2K[good] forged \x08\x9b'); sys.exit(3)"]
+        rows = [daemon("bad", *PYTHON, *say), daemon("odd", *SLEEP, user="a\033[2Kb\nc"), daemon("good", *SLEEP)]
+        with Bundle(rows) as bundle:
+            bundle.wait_for_event("exited", "bad")
+            bundle.wait_for_event("failed", "odd")
+            for asked in (("events",), ("events", "--json"), ("status",), ("plan", "--table", bundle.argv[-1])):
+                with self.subTest(asked[0]):
+                    done = bundle.command(*asked)
+                    self.assertIn(r"\u001b[2K" if asked[0] != "status" else "failed", done.stdout)
+                    self.assertEqual(re.findall(r"[^\x20-\x7e\n]", done.stdout + done.stderr), [])
+
+    def test_names_that_would_forge_are_refused(self) -> None:
+        for name in ("a] sidecar-init", "a\nb", "a\r", "a b", "[a]", "", "a\x1b[2K", "\u0430", "x" * 65, "a,b", "a/b"):
+            with self.subTest(name), Bundle([daemon(name, *SLEEP)]) as bundle:
+                self.assertEqual(bundle.exit(), 2)
+                self.assertEqual(bundle.log, b"")
+                self.assertEqual(len(bundle.stderr.splitlines()), 1)
+        with Bundle([daemon("twice", *SLEEP), daemon("twice", *SLEEP)]) as bundle:
+            self.assertEqual(bundle.exit(), 2)
+
+    def test_a_pipe_in_the_place_of_a_state_file_does_not_stop_pid_1(self) -> None:
+        """Every daemon of root may put one there."""
+        for name in ("events.jsonl", "status.json.new"):
+            with self.subTest(name), Bundle([daemon("good", *SLEEP)]) as bundle:
+                bundle.wait_for_state("good", "running")
+                (bundle.state / name).unlink(missing_ok=True)
+                os.mkfifo(bundle.state / name)
+                bundle.signal(SIGUSR2)
+                bundle.signal(SIGTERM)
+                self.assertEqual(bundle.exit(), 143)
+
+
+if __name__ == "__main__":
+    unittest.main()
