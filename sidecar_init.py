@@ -1496,7 +1496,8 @@ class _Supervisor:
                     poll.unregister(self._log.fd)
         poll = self._all if self._log.has_room() else self._quiet
         milliseconds = None if timeout == float("inf") else min(timeout, 3600) * 1000
-        return sorted(fd for fd, _ in poll.poll(milliseconds))
+        # A signal that interrupts poll at its timeout makes it return nothing: a second look finds what came with it.
+        return sorted(fd for fd, _ in poll.poll(milliseconds) or poll.poll(0))
 
     def _carry_output(self, fds: list[int]) -> None:
         """One read from each daemon that has written, and on to the log; in turns, so that nobody starves."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import unittest
+from unittest import mock
 
-from sidecar_init import _env_for_daemon
+from sidecar_init import _DaemonSpec, _env_for_daemon, _exposed_secrets
 from tests.unit.support import UnitTest
 
 PUBLIC = {"PATH": "/bin", "EGRESS_TOKEN": "no secret", "XEGRESS_TOKEN_B": "neither"}
@@ -50,6 +52,15 @@ class Environment(UnitTest):
         self.patch("_SECRETS", {"A_": "a", "A_B_": "a"})
         self.assertEqual(_env_for_daemon("a", {"A_B_1": ""}).keys(), {"A_B_1"})
         self.assertEqual(_env_for_daemon("b", {"A_B_1": ""}).keys(), set())
+
+    def test_an_owner_that_shares_its_account_is_told(self) -> None:
+        self.patch("_SECRETS", {"A_": "a"})
+        other = _DaemonSpec("b", ["true"], user="daemon")
+        with mock.patch.dict(os.environ, {"A_1": "hush"}), mock.patch("os.geteuid", return_value=0):
+            self.assertEqual(_exposed_secrets([_DaemonSpec("a", ["true"], user="nobody"), other]), [])
+            [line] = _exposed_secrets([_DaemonSpec("a", ["true"], user="daemon"), other])
+            self.assertIn("cannot keep A_* from b: it has the same account as a", line)
+        self.assertEqual(_exposed_secrets([_DaemonSpec("a", ["true"]), _DaemonSpec("b", ["true"])]), [])  # none is set
 
 
 if __name__ == "__main__":

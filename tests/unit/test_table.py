@@ -43,6 +43,9 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
     "[[daemon]\n": "not TOML: ",
     "x = '\xff": "not TOML: ",
     "x = " + "[" * 5000: "not TOML: ",
+    GOOD + "[[daemon]]\nname = 'db'\nargv = ['true']\n[secrets]\nA_ = 'web'\nA_B_ = 'db'\n": (
+        "secrets: 'A_B_' begins with 'A_', which has another owner"
+    ),
     GOOD + "[demon]\n": "unknown key 'demon'; known are [[daemon]], [secrets] and [signals]",
     GOOD + "ports = 80\n": "daemon 'web': unknown key 'ports'; known are name, argv,",
     GOOD + GOOD: "daemon 'web': 'name' stands twice",
