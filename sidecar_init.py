@@ -1202,7 +1202,7 @@ class _Daemon:
             return None
         try:
             return _Account(user)
-        except KeyError:
+        except (KeyError, ValueError):  # none, or no name that this locale can write
             raise _CannotStart(f"become {user}", OSError(errno.EINVAL, "there is no such user")) from None
 
     def _open_output(self, account: _Account | None) -> int:
@@ -1818,7 +1818,7 @@ def _plan(options: Namespace) -> int:
     secrets = _Secrets(os.environb, _SECRETS)
 
     def clean(text: str) -> str:
-        return secrets.redact(os.fsencode(text)).decode("utf-8", "replace")
+        return secrets.redact(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
 
     specs = _selected_daemons(os.environ)
     rows = [["ORDER", "NAME", "RUNS AS", "PORT", "AFTER", "RESTART", "COMMAND"]]
@@ -1832,7 +1832,7 @@ def _plan(options: Namespace) -> int:
         if spec.user and os.geteuid() == 0:
             try:
                 _Account(spec.user)
-            except KeyError:
+            except (KeyError, ValueError):
                 problems[f"{spec.name}: cannot become {spec.user}: there is no such user"] = None
         elif spec.user:
             user = f"(supervisor, not {spec.user}: not root)"
@@ -1887,6 +1887,7 @@ def _supervise() -> int:
 def _command_line(arguments: list[str]) -> int:
     """Everything but `sidecar_init.py` without arguments."""
     import argparse
+    import io
 
     def seconds(text: str) -> float:
         if not 0 <= float(text) < 1e6:
@@ -1929,6 +1930,8 @@ def _command_line(arguments: list[str]) -> int:
         _use_table(options.table)
     if not run:
         return _supervise()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
     code: int = run(options)
     sys.stdout.flush()
     return code

@@ -205,7 +205,11 @@ class BrokenStdoutTest(NamespaceTestCase):
             filler = disk / "filler"
             filler.write_bytes(bytes(128 * KIB))
             with Bundle([*daemons, daemon("egress", *child("signals.py"))], stdout=log.fileno()) as bundle:
-                bundle.wait_for_state("egress", "running")
+
+                def has_handlers() -> bool:
+                    return b"[egress] ready" in (disk / "log").read_bytes()
+
+                wait_until(has_handlers, PATIENCE, "egress to have its handlers")
                 self.go.write_text("\n")
                 wait_until(done.exists, PATIENCE, "the daemon to be done")
                 filler.unlink()

@@ -67,7 +67,11 @@ class CommandTest(UnitTest):
 
     def stand_in(self, script: str) -> int:
         """A process that behaves as a supervisor towards signals, as far as the script goes."""
-        child = subprocess.Popen(["/bin/sh", "-c", script], cwd=self.path, stdout=subprocess.PIPE)
+        heeded = (
+            "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv('/bin/sh', sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", heeded, "sh", "-c", script]  # under nohup, a shell could not trap HUP
+        child = subprocess.Popen(command, cwd=self.path, stdout=subprocess.PIPE)
         assert child.stdout
         child.stdout.readline()  # its traps are set
         self.addCleanup(child.wait)

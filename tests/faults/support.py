@@ -1,0 +1,112 @@
+"""What the tests of faults share: the switch, a look at all processes of a namespace, and injected faults."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.pidns import harness
+from tests.pidns.harness import PATIENCE, NamespaceTestCase
+from tests.support import wait_until
+
+FAULT_CHILDREN = Path(__file__).resolve().parent / "children"
+_WANTED = os.environ.get("SIDECAR_INIT_FAULTS") == "1"
+
+
+@unittest.skipUnless(_WANTED, "minutes long: set SIDECAR_INIT_FAULTS=1, or run python3 -m tests.faults")
+class FaultTestCase(NamespaceTestCase):
+    """The base of every scenario here."""
+
+
+def seed() -> int:
+    """What the random parts start from; the run prints it, and SIDECAR_INIT_SEED repeats it."""
+    return int(os.environ.get("SIDECAR_INIT_SEED", "1"))
+
+
+class Bundle(harness.Bundle):
+    """One whose heartbeat is known by a new file: two within a millisecond are two."""
+
+    def catch_up(self, seconds: float = PATIENCE) -> None:
+        path = self.state / "status.json"
+        for _ in range(2):
+            path.unlink(missing_ok=True)
+            self.signal(signal.SIGUSR2)
+            self.until(path.exists, seconds, "a new status.json")
+
+
+class Seen:
+    """One process of a namespace, as it was when looked at."""
+
+    def __init__(self, pid: int) -> None:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        self.pid, self.state, self.parent = pid, fields[0], int(fields[1])
+        self.group, self.started_at = int(fields[2]), int(fields[19])
+        self.command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        numbers = re.search(r"^NSpid:(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        self.inner_pid = int(numbers[1].split()[-1]) if numbers else 0
+
+    def still_lives(self) -> bool:
+        with contextlib.suppress(OSError, IndexError):
+            now = Seen(self.pid)
+            return now.started_at == self.started_at and now.state not in "ZX"
+        return False
+
+    def __repr__(self) -> str:
+        return f"{self.pid} (inside {self.inner_pid}) {self.state} group {self.group} {self.command}"
+
+
+def everyone(pid1: int) -> list[Seen]:
+    """All processes in the namespace of `pid1`, itself too; zombies as well."""
+    namespace = os.readlink(f"/proc/{pid1}/ns/pid")
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                if os.readlink(f"/proc/{name}/ns/pid") == namespace:
+                    found.append(Seen(int(name)))
+    return found
+
+
+def _why_no_strace() -> str:
+    if shutil.which("strace") is None:
+        return "no strace on PATH"
+    probe = subprocess.run(["strace", "-e", "inject=getppid:error=EPERM", "true"], capture_output=True, text=True)
+    return "" if probe.returncode == 0 else f"strace does not work here: {probe.stderr.strip()}"
+
+
+WHY_NO_STRACE = _why_no_strace() if _WANTED else "not asked for"
+
+
+@contextlib.contextmanager
+def injected(pid: int, *faults: str, path: str | None = None) -> Iterator[Path]:
+    """While this is open, system calls of that process fail: `injected(pid, "write:error=EIO:when=1")`.
+
+    `path`: only those on this file. Yields the file with the trace of the calls named.
+    """
+    calls = ",".join(fault.split(":")[0] for fault in faults)
+    with tempfile.TemporaryDirectory(prefix="sidecar-init-strace-") as directory:
+        trace = Path(directory) / "trace"
+        command = ["strace", "-qq", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=none"]
+        command += ["-P", path] if path else []
+        for fault in faults:
+            command += ["-e", f"inject={fault}"]
+        with subprocess.Popen([*command, "-p", str(pid)], stderr=subprocess.PIPE) as strace:
+            try:
+                wait_until(lambda: _tracer(pid) == strace.pid, PATIENCE, "strace holds the process")
+                yield trace
+            finally:
+                strace.send_signal(signal.SIGINT)
+                strace.communicate(timeout=PATIENCE)
+
+
+def _tracer(pid: int) -> int:
+    match = re.search(r"^TracerPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0

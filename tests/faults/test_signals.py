@@ -1,0 +1,141 @@
+"""Every signal from 1 to 64 to PID 1, a thousand of each, in every state: none kills it, none is relayed by mistake."""
+
+from __future__ import annotations
+
+import os
+import signal
+from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
+
+from tests.faults.support import FAULT_CHILDREN, Bundle, FaultTestCase
+from tests.pidns.harness import PYTHON, SLEEP, daemon, shell
+
+TIMES = 1000
+PATIENCE = 60.0
+HEARS = [*PYTHON, str(FAULT_CHILDREN / "hears.py")]
+# From outside its namespace, PID 1 cannot refuse KILL; TERM and INT end it, as they should.
+HARMLESS = [number for number in range(1, 65) if number not in (SIGKILL, SIGTERM, SIGINT)]
+
+
+class EverySignalTest(FaultTestCase):
+    def test_while_all_run(self) -> None:
+        with Bundle([daemon(name, *HEARS) for name in ("egress", "pipelock", "other")]) as bundle:
+            bundle.wait_for(b"] ready\n", PATIENCE, times=3)
+            bundle.wait_for_state("other", "running")
+            self._send_all(bundle)
+            bundle.wait_for_state("pipelock", "running", PATIENCE)
+            bundle.wait_for(b"[egress] 1\n")
+            self.assertEqual(set(bundle.lines("egress")), {b"ready", b"1"})
+            self.assertEqual(set(bundle.lines("pipelock")), {b"ready", b"15"})
+            self.assertEqual(bundle.lines("other"), [b"ready"])
+            self._end(bundle, 0)
+
+    def test_while_some_are_waiting_starting_backing_off_or_have_failed(self) -> None:
+        daemons = [
+            daemon("starting", *HEARS, port=7001),
+            daemon("waiting", *HEARS, after=["starting"]),
+            daemon("backoff", *shell("exit 3"), restart="always"),
+            daemon("failed", "/no/such/program"),
+            daemon("exited", "true"),
+        ]
+        patience = {"_BACKOFF_FIRST": 1000.0, "_AFTER_SECONDS": 1000.0}
+        with Bundle(daemons, tunables=patience) as bundle:
+            bundle.wait_for(b"[starting] ready\n")
+            for name in ("starting", "waiting", "backoff", "failed", "exited"):
+                bundle.wait_for_state(name, name)
+            self._send_all(bundle)
+            for name in ("starting", "waiting", "backoff", "failed", "exited"):
+                self.assertEqual(bundle.daemon(name)["state"], name)
+            self.assertEqual(bundle.lines("starting"), [b"ready"])
+            self._end(bundle, 127)
+
+    def test_while_one_is_being_stopped_for_a_restart(self) -> None:
+        daemons = [daemon("pipelock", *HEARS, "stay"), daemon("other", *HEARS)]
+        with Bundle(daemons, tunables={"_RESTART_GRACE_SECONDS": 1000.0, "_GRACE_SECONDS": 0.5}) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"[pipelock] 15\n")
+            self._send_all(bundle)
+            self.assertEqual(bundle.daemon("pipelock")["state"], "stopping")
+            self.assertEqual(bundle.lines("pipelock"), [b"ready", b"15"])
+            self.assertEqual(bundle.lines("other"), [b"ready"])
+            self._end(bundle, 137)
+
+    def test_while_a_check_runs(self) -> None:
+        with Bundle([daemon("pipelock", *HEARS, check=SLEEP)], tunables={"_CHECK_SECONDS": 1000.0}) as bundle:
+            bundle.wait_for(b"] ready\n")
+            bundle.signal(SIGUSR1)
+            bundle.wait_for_state("pipelock", "checking")
+            self._send_all(bundle)
+            self.assertEqual(bundle.daemon("pipelock")["state"], "checking")
+            self.assertEqual(bundle.lines("pipelock"), [b"ready"])
+            self._end(bundle, 0)
+
+    def test_while_shutting_down(self) -> None:
+        with Bundle([daemon("a", *HEARS, "stay")], tunables={"_GRACE_SECONDS": 1000.0}) as bundle:
+            bundle.wait_for(b"] ready\n")
+            bundle.signal(SIGTERM)
+            bundle.wait_for(b"[a] 15\n")
+            self._send_all(bundle)
+            for number in (SIGTERM, SIGINT):
+                self._send(bundle, number)
+            bundle.catch_up(PATIENCE)
+            self.assertEqual(bundle.lines("a"), [b"ready", b"15"])
+            self.assertEqual(bundle.log.count(b"shutting down"), 1)
+            os.kill(bundle.host_pid(bundle.daemon("a")["pid"]), SIGKILL)
+            self.assertEqual(bundle.exit(), 137)
+
+    def test_a_thousand_terms_and_ints_are_one_shutdown(self) -> None:
+        for number in (SIGTERM, SIGINT):
+            with Bundle([daemon("a", *HEARS, "stay")], tunables={"_GRACE_SECONDS": 0.5}) as bundle:
+                bundle.wait_for(b"] ready\n")
+                self._send(bundle, number)
+                self.assertEqual(bundle.exit(), 137)
+                self.assertEqual(bundle.log.count(b"shutting down"), 1)
+                self.assertEqual(bundle.lines("a"), [b"ready", b"15"])
+
+    def test_from_inside_not_even_kill_ends_it(self) -> None:
+        everything = (
+            "import os\n"
+            f"for number in set(range(1, 65)) - {{{int(SIGTERM)}, {int(SIGINT)}}}:\n"
+            f"    for _ in range({TIMES}): os.kill(1, number)\n"
+        )
+        with Bundle([daemon("egress", *HEARS), daemon("other", *HEARS)]) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.wait_for_state("other", "running")
+            done = bundle.inside([*PYTHON, "-c", everything], PATIENCE)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            bundle.catch_up(PATIENCE)
+            self.assertEqual(set(bundle.lines("egress")), {b"ready", b"1"})
+            self.assertEqual(bundle.lines("other"), [b"ready"])
+            self._end(bundle, 0)
+
+    def _send_all(self, bundle: Bundle) -> None:
+        for number in HARMLESS:
+            self._send(bundle, number)
+            if number == SIGSTOP:
+                bundle.signal(SIGCONT)
+            self.assertTrue(bundle.running(), signal.strsignal(number))
+        bundle.signal(SIGCONT)
+        bundle.catch_up(PATIENCE)
+
+    def _send(self, bundle: Bundle, number: int) -> None:
+        pid1 = bundle.pid1
+        for _ in range(TIMES):
+            os.kill(pid1, number)
+
+    def _end(self, bundle: Bundle, code: int) -> None:
+        bundle.signal(SIGTERM)
+        self.assertEqual(bundle.exit(PATIENCE), code)
+
+
+class ForwardTest(FaultTestCase):
+    def test_with_the_table_the_other_way_round_hup_restarts_and_usr1_is_forwarded(self) -> None:
+        signals = {"HUP": {"restart": "a"}, "USR1": {"forward": "b"}}
+        with Bundle([daemon("a", *HEARS), daemon("b", *HEARS)], signals=signals) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"[b] %d\n" % SIGUSR1)
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"[a] ready\n", times=2)
+            self.assertEqual(bundle.lines("a"), [b"ready", b"15", b"ready"])
+            self.assertEqual(bundle.lines("b"), [b"ready", b"%d" % SIGUSR1])
