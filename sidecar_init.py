@@ -332,7 +332,9 @@ def _read_table(path: str) -> tuple[tuple[_DaemonSpec, ...], dict[str, str], dic
     _check_order(specs)
     secrets = _section(table, "secrets")
     for prefix, owner in secrets.items():
-        if not prefix or not isinstance(owner, str) or owner not in specs:
+        if not prefix:
+            raise _TableError("secrets: a prefix must not be empty")
+        if not isinstance(owner, str) or owner not in specs:
             raise _TableError(f"secrets: {prefix!r} must name a daemon of the table, not {owner!r}")
         for other in secrets:
             if other.startswith(prefix) and secrets[other] != owner:
@@ -836,7 +838,8 @@ class _State:
             self._failing = False
         except OSError as error:
             if not self._failing:
-                self._say(f"cannot write the state to {self.directory}: {error.strerror}; all else goes on")
+                advice = "all else goes on; BOT_BOTTLE_SIDECAR_STATE_DIR may name another"
+                self._say(f"cannot write the state to {self.directory}: {error.strerror}; {advice}")
             self._failing = True
 
     def _append(self, events: bytes) -> None:
@@ -1048,7 +1051,8 @@ class _Daemon:
             self._enter(_BACKOFF, self._shared.clock() + delay)
         else:
             self.failure = problem.code
-            self._say(f"cannot start {self.spec.name}: {problem}; it stays down until a restart is asked for")
+            again = " until it is restarted by a signal" if ("restart", self.spec.name) in _SIGNALS.values() else ""
+            self._say(f"cannot start {self.spec.name}: {problem}; it stays down{again}")
             self._enter(_FAILED)
             self._record("failed", reason=str(problem), code=problem.code)
 
@@ -1622,7 +1626,7 @@ def _problem_with(status: dict[str, Any]) -> str:
             return ""
     except (OSError, ValueError):
         pass
-    return f"supervisor {status['pid']} is gone; this is what it last wrote, at {status.get('updated_at')}"
+    return f"supervisor {status['pid']} is gone; it last wrote at {status.get('updated_at')}"
 
 
 def _live_status() -> dict[str, Any]:
@@ -1656,6 +1660,10 @@ def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
         print(f"\033[{colour}m{line}\033[0m" if colour else line)
 
 
+def _state_of(daemon: dict[str, Any]) -> str:
+    return "crash-looping" if daemon["crash_looping"] and daemon["state"] == _BACKOFF else str(daemon["state"])
+
+
 def _status(options: Namespace) -> int:
     status = _read_status()
     problem = _problem_with(status)
@@ -1666,12 +1674,11 @@ def _status(options: Namespace) -> int:
     else:
         rows = [["NAME", "STATE", "READY", "PID", "UP SINCE", "RESTARTS", "LAST EXIT"]]
         for daemon in status["daemons"]:
-            state = "crash-looping" if daemon["crash_looping"] and daemon["state"] == _BACKOFF else daemon["state"]
             live = daemon["pid"] is not None
             rows.append(
                 [
                     daemon["name"],
-                    state,
+                    _state_of(daemon),
                     "yes" if daemon["ready"] else "no",
                     str(daemon["pid"] or "-"),
                     _local_time(daemon["started_at"]) if live else "-",
@@ -1699,9 +1706,9 @@ def _health(_: Namespace) -> int:
     status = _live_status()
     if status["state"] != "running":
         raise _Refusal(f"unhealthy: the supervisor is {status['state']}")
-    for daemon in status["daemons"]:
-        if not daemon["ready"]:
-            raise _Refusal(f"unhealthy: {daemon['name']} is {daemon['state']}, not ready")
+    down = [f"{daemon['name']} is {_state_of(daemon)}" for daemon in status["daemons"] if not daemon["ready"]]
+    if down:
+        raise _Refusal(f"unhealthy: {', '.join(down)}, not ready")
     print(f"healthy: {len(status['daemons'])} daemons run and are ready")
     return 0
 
@@ -1732,7 +1739,7 @@ def _event_line(line: str) -> str:
 
     try:
         event = json.loads(line)
-        parts = [_local_time(event.pop("time")), event.pop("event"), event.pop("daemon") or "supervisor"]
+        parts = [_local_time(event.pop("time")), event.pop("event"), event.pop("daemon") or "-"]
     except (ValueError, KeyError, AttributeError, TypeError):
         return _one_line(line.strip())
     last_lines = event.pop("last_lines", None) or []
@@ -1778,15 +1785,18 @@ def _apply(options: Namespace) -> int:
     sent = [(signal_name, *action) for signal_name, by in status["signals"].items() for action in by.items()]
     ways = [(signal_name, verb) for signal_name, verb, target in sent if target == name]
     if not ways:
-        raise _Refusal(f"cannot apply {name}: no signal reloads it; signals reload {', '.join(t for _, _, t in sent)}")
+        reloaded = ", ".join(target for _, _, target in sent) or "nobody"
+        raise _Refusal(f"cannot apply {name}: no signal reloads it; the table's signals reload {reloaded}")
     if name not in known:
         raise _Refusal(f"cannot apply {name}: it is not selected")
+    if status["state"] != "running":
+        raise _Refusal(f"cannot apply {name}: the supervisor is {status['state']}")
     ((signal_name, verb), *_) = ways
     path = _state_path("events.jsonl")
     seen = _read_events(path)
     _send(status, signal_name)
     deadline = time.monotonic() + options.timeout
-    restarted = False
+    restarted, heard = False, None
     while time.monotonic() < deadline:
         for line in _newer(_read_events(path), seen):
             seen = [line]
@@ -1795,13 +1805,17 @@ def _apply(options: Namespace) -> int:
                 kind, about = event["event"], event["daemon"]
             except (ValueError, KeyError, TypeError):
                 continue
+            if kind == "shutdown":
+                raise _Refusal(f"cannot apply {name}: the supervisor is shutting down")
             if about != name:
                 continue
             if verb == "forward" and kind == "signal":
                 if not event["forwarded"]:
                     raise _Refusal(f"cannot apply {name}: {event['reason']}")
-                print(f"{name} has got SIG{signal_name} (pid {event['pid']})")
-                return 0
+                heard = event["pid"]
+                deadline = min(deadline, time.monotonic() + 0.3)  # one that has no handler dies of it at once
+            if heard and kind == "exited":
+                raise _Refusal(f"cannot apply {name}: SIG{signal_name} ended it; see the log of {name}")
             if kind in ("check-failed", "failed"):
                 raise _Refusal(f"cannot apply {name}: {event['reason']}; see the log of {name}")
             restarted = restarted or kind == "restarted"
@@ -1809,6 +1823,9 @@ def _apply(options: Namespace) -> int:
                 print(f"{name} restarted and ready (pid {event['pid']})")
                 return 0
         time.sleep(0.005)
+    if heard:
+        print(f"{name} has got SIG{signal_name} (pid {heard})")
+        return 0
     raise _Refusal(f"cannot apply {name}: it is not ready after {options.timeout:g} s")
 
 
@@ -1836,12 +1853,16 @@ def _plan(options: Namespace) -> int:
                 problems[f"{spec.name}: cannot become {spec.user}: there is no such user"] = None
         elif spec.user:
             user = f"(supervisor, not {spec.user}: not root)"
-        command = clean(" ".join(spec.argv))
+        command = _one_line(clean(" ".join(spec.argv)))
+        command = command if len(command) <= 80 else command[:79] + "\N{HORIZONTAL ELLIPSIS}"
         after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
     problems.update(dict.fromkeys(_exposed_secrets(specs)))
     problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in _unknown_names(os.environ)))
-    _print_table(rows, {})
+    if specs:
+        _print_table(rows, {})
+    else:
+        print("no daemons selected; nothing to do")
     for problem in problems:
         print(_one_line(clean(problem)))
     return 1 if problems else 0
@@ -1868,6 +1889,8 @@ def _supervise() -> int:
     _keep_standard_descriptors()
     secrets = _Secrets(os.environb, _SECRETS)
     log = _Log(1, secrets)
+    if (mode := os.environ.get("BOT_BOTTLE_SIDECAR_RESTART", "")) not in ("", "never"):
+        log.say(f"BOT_BOTTLE_SIDECAR_RESTART={mode} ignored; only never is known")
     if unknown := _unknown_names(os.environ):
         log.say(f"unknown daemons ignored: {', '.join(unknown)}")
     specs = _selected_daemons(os.environ)
@@ -1906,20 +1929,22 @@ def _command_line(arguments: list[str]) -> int:
     parser.add_argument("--table", metavar="FILE", help="a TOML file instead of the shipped table of daemons")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     plan = commands.add_parser("plan", help="what would run, as whom, what is missing; exit 1 if something is")
-    plan.add_argument("--table", metavar="FILE", help="as above", default=argparse.SUPPRESS)
+    plan.add_argument(
+        "--table", metavar="FILE", help="a TOML file instead of the shipped table", default=argparse.SUPPRESS
+    )
     plan.set_defaults(run=_plan)
     status = commands.add_parser("status", help="a table of the daemons, or JSON")
-    status.add_argument("--json", action="store_true")
+    status.add_argument("--json", action="store_true", help="as JSON")
     status.set_defaults(run=_status)
     health = commands.add_parser("health", help="0: the loop answers and every daemon is ready; 1: the reason")
     health.set_defaults(run=_health)
     events = commands.add_parser("events", help="the last events, for people or as JSON lines")
     events.add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
     events.add_argument("--follow", action="store_true", help="go on with new ones until Ctrl-C")
-    events.add_argument("--json", action="store_true")
+    events.add_argument("--json", action="store_true", help="as JSON, one object a line")
     events.set_defaults(run=_events)
     apply = commands.add_parser("apply", help="reload a daemon by its signal; wait until it is ready again")
-    apply.add_argument("name", metavar="NAME")
+    apply.add_argument("name", metavar="NAME", help="the daemon")
     apply.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
     apply.set_defaults(run=_apply)
     options = parser.parse_args(arguments)

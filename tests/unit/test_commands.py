@@ -129,7 +129,7 @@ class WithoutSupervisor(CommandTest):
     def test_one_that_is_gone_is_told_with_what_it_last_wrote(self) -> None:
         self.write_status(os.getpid(), start_ticks=1)  # the pid is another process's by now
         code, out, err = self.run_command("status")
-        gone = f"supervisor {os.getpid()} is gone; this is what it last wrote, at 2026-11-21T03:04:05.678Z\n"
+        gone = f"supervisor {os.getpid()} is gone; it last wrote at 2026-11-21T03:04:05.678Z\n"
         self.assertEqual((code, err), (1, f"cannot vouch for this: {gone}"))
         self.assertIn("web", out)
         for arguments in (["health"], ["apply", "web"]):
@@ -275,7 +275,7 @@ class Apply(CommandTest):
 
     def test_what_no_signal_reloads_is_told(self) -> None:
         self.write_status(os.getpid())
-        expected = "cannot apply nobody: no signal reloads it; signals reload web, db\n"
+        expected = "cannot apply nobody: no signal reloads it; the table's signals reload web, db\n"
         self.assertEqual(self.run_command("apply", "nobody"), (1, "", expected))
 
     def test_what_is_not_selected_is_told(self) -> None:

@@ -150,7 +150,8 @@ class Trouble(StateTest):
         for _ in range(3):
             state.record("started", "web", 7)
             state.write("{}")
-        self.assertEqual(self.said, [f"cannot write the state to {self.path}: File exists; all else goes on"])
+        [said] = self.said
+        self.assertTrue(said.startswith(f"cannot write the state to {self.path}: File exists; all else goes on"), said)
 
     def test_it_goes_on_when_the_directory_can_be_written_again(self) -> None:
         state = self.blocked()

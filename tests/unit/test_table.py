@@ -80,7 +80,7 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
     "secrets = 3\n" + GOOD: "'secrets' must be a [secrets] section",
     GOOD + "[secrets]\nA_ = 'db'\n": "secrets: 'A_' must name a daemon of the table, not 'db'",
     GOOD + "[secrets]\nA_ = ['web']\n": "secrets: 'A_' must name a daemon of the table, not ['web']",
-    GOOD + "[secrets]\n'' = 'web'\n": "secrets: ''",
+    GOOD + "[secrets]\n'' = 'web'\n": "secrets: a prefix must not be empty",
     "signals = 3\n" + GOOD: "'signals' must be a [signals] section",
     GOOD + "[signals]\nTERM = { forward = 'web' }\n": "signals: unknown key 'TERM'; known are HUP and USR1",
     GOOD + "[signals]\nHUP = 'web'\n": 'signals: \'HUP\' must be { forward = "NAME" } or { restart = "NAME" }',
