@@ -1563,6 +1563,7 @@ class _Supervisor:
         now = self._shared.clock()
         if now < self._shared.due:
             return
+        self._reap()  # nobody who has ended in time is killed, whenever the signal comes that tells of it
         self._shared.due = float("inf")
         killed: dict[float, list[str]] = {}
         for daemon in self._daemons:
