@@ -1855,7 +1855,7 @@ def _plan(options: Namespace) -> int:
         elif spec.user:
             user = f"(supervisor, not {spec.user}: not root)"
         command = _one_line(clean(" ".join(spec.argv)))
-        command = command if len(command) <= 80 else command[:79] + "\N{HORIZONTAL ELLIPSIS}"
+        command = command if len(command) <= 80 else command[:77] + "..."
         after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
     problems.update(dict.fromkeys(_exposed_secrets(specs)))

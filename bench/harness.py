@@ -49,8 +49,7 @@ class Mailbox:
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "mailbox")
-        if not os.path.exists(self.path):
-            os.mkfifo(self.path)
+        os.mkfifo(self.path)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         self._rest = b""
         self._lines: list[str] = []
@@ -96,14 +95,19 @@ def wait_for_all() -> None:
 
 def kill_all() -> None:
     """No polite way: what is not measured takes no time. Frozen first: no supervisor restarts what is killed."""
-    me = os.getpid()
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in descendants(me):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
+    while started := descendants(os.getpid()):
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in started:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-    wait_for_all()
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
 
 
 def _tasks(pid: int) -> list[str]:
@@ -118,25 +122,20 @@ def cpu_seconds(pids: list[int]) -> float:
     return sum(int(Path(task, "schedstat").read_text().split()[0]) for pid in pids for task in _tasks(pid)) / 1e9
 
 
+def _sum_of(field: str, paths: list[str]) -> int:
+    """The numbers that stand behind `field` in files of /proc, added up."""
+    lines = [line.split() for path in paths for line in Path(path).read_text().splitlines()]
+    return sum(int(words[1]) for words in lines if words[0] == field + ":")
+
+
 def wake_ups(pids: list[int]) -> int:
     """How often their threads went to sleep, which is how often they had been woken."""
-    total = 0
-    for pid in pids:
-        for task in _tasks(pid):
-            for line in Path(task, "status").read_text().splitlines():
-                if line.startswith("voluntary_ctxt_switches"):
-                    total += int(line.split()[1])
-    return total
+    return _sum_of("voluntary_ctxt_switches", [f"{task}/status" for pid in pids for task in _tasks(pid)])
 
 
 def memory(pids: list[int], field: str) -> int:
     """Bytes in memory: Rss counts shared pages in full for each process, Pss their share."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(field + ":"):
-                total += int(line.split()[1]) * 1024
-    return total
+    return 1024 * _sum_of(field, [f"/proc/{pid}/smaps_rollup" for pid in pids])
 
 
 class Output:

@@ -131,8 +131,8 @@ def _idle(run: Trial, seconds: float) -> tuple[float, float]:
 def idle(peer: Peer) -> dict[str, float]:
     """Wake-ups a second of every supervising thread, and its share of a CPU, with one daemon that sleeps."""
     with trial(peer, sleepers(1)) as run:
-        time.sleep(0.7)
-        wakes, cpu = _idle(run, 2.0)
+        time.sleep(0.3)
+        wakes, cpu = _idle(run, 1.0)
         return {"idle-wakes": wakes, "idle-cpu": cpu}
 
 
@@ -157,7 +157,7 @@ def log(mode: str, count: int) -> Callable[[Peer], dict[str, float]]:
             while done < count:
                 if output.read(0.05) is None and run.mailbox.has_mail():
                     done += len(run.mailbox.lines(1))
-            while output.read(0.3):
+            while output.read(0.15):
                 pass
             cpu = harness.cpu_seconds(run.supervising()) - before
             return {"rate": size * count / output.middle(), "cpu": cpu / (size * count)}
@@ -181,7 +181,7 @@ def flood(peer: Peer) -> dict[str, float]:
     late: list[float] = []
     signals: list[float] = []
     with trial(peer, daemons, output=output) as run:
-        end = time.monotonic() + 1.5
+        end = time.monotonic() + 1.0
         sent = next_signal = time.monotonic() + 0.3
         waiting = False
         while (now := time.monotonic()) < end or len(late) < 20:
@@ -219,7 +219,7 @@ def death(peer: Peer) -> dict[str, float]:
     """From the KILL of a daemon until the line that says so is out; an init for one child: until it has exited."""
     seconds = []
     if not peer.supervises:
-        for _ in range(10):
+        for _ in range(5):
             with trial(peer, sleepers(1)) as run:
                 time.sleep(0.02)
                 sent = time.monotonic()
@@ -227,7 +227,7 @@ def death(peer: Peer) -> dict[str, float]:
                 run.process.wait()
                 seconds.append(time.monotonic() - sent)
         return {"death": statistics.median(seconds)}
-    count = 10 if peer.survives_deaths else 1
+    count = 5 if peer.survives_deaths else 1
     output = Output()
     with trial(peer, sleepers(count), output=output) as run:
         time.sleep(0.3)
@@ -243,7 +243,7 @@ def death(peer: Peer) -> dict[str, float]:
 def restart(peer: Peer) -> dict[str, float]:
     """From USR1 (a peer: from the exec of its restart command) until the replacement runs."""
     with trial(peer, sleepers(2)) as run:
-        time.sleep(1.3)  # s6 and runit do not restart what lived shorter than a second
+        time.sleep(1.3 if peer in peers.C_PEERS else 0.3)  # these do not restart what lived shorter than a second
         sent = time.monotonic()
         if command := peer.restart_command(run.folder, "d0"):
             subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -262,7 +262,7 @@ def many(count: int) -> Callable[[Peer], dict[str, float]]:
     def sample(peer: Peer) -> dict[str, float]:
         with trial(peer, sleepers(count)) as run:
             started = time.monotonic() - run.started_at
-            time.sleep(1.0 if count > 5 else 0.5)  # supervisors of one daemon each still settle
+            time.sleep(0.5)  # some still settle
             supervising = run.supervising()
             pss = harness.memory(supervising, "Pss")
             wakes, cpu = _idle(run, 1.0) if count == 500 else (0.0, 0.0)
@@ -307,7 +307,8 @@ def _log_measure(name: str, mode: str, count: int, targets: tuple[Target, ...]) 
         Row("rate", f"log, {what}, {who}: bytes a second", (*targets, ahead), True),
         Row("cpu", f"log, {what}, {who}: CPU seconds a byte"),
     ]
-    return Measure(name, [*_CARRYING, *tokens, *filters], log(mode, count), rows)
+    carriers = _CARRYING if mode == "blocks" and count == 1 else [peers.OURS, *_PREFIXING]
+    return Measure(name, [*carriers, *tokens, *filters], log(mode, count), rows)
 
 
 def _term_row(count: int) -> Row:
@@ -338,7 +339,7 @@ MEASURES = [
     _log_measure("blocks-5", "blocks", 5, _BLOCKS),
     _log_measure("lines", "lines", 1, (Target("at least 0.85 of cat", 0.85, ("cat",)),)),
     _log_measure("lines-5", "lines", 5, (Target("at least 0.85 of cat", 0.85, ("cat",)),)),
-    Measure("flood", [peer for peer in _CARRYING if peer.name != "honcho"], flood, [  # honcho queues without bound
+    Measure("flood", [peers.OURS, peers.NAIVE, peers.PYTHON_PEERS[0]], flood, [
         Row("flood-line", "one daemon floods: how late a line of the other is"),
         Row("flood-signal", "one daemon floods: HUP until the other has it"),
     ]),
@@ -356,6 +357,10 @@ MEASURES = [
     ]),
     Measure("term-5", peers.SUPERVISORS, many(5), [_term_row(5)]),
     Measure("term-100", peers.SUPERVISORS, many(100), [_term_row(100)]),
+    Measure("orphans", [peers.OURS, *peers.INITS], orphans, [
+        Row("orphans", "10,000 orphans as PID 1: all reaped", (Target("at most 3 times tini", 3.0, ("tini",)),)),
+        Row("orphans-left", "10,000 orphans: left over", (_NEVER,)),
+    ], needs_root=True),
     Measure("500", peers.SUPERVISORS, many(500), [
         Row("start-500", "500 daemons: exec until all run", (_ahead_of(_EVERY_PEER, "every peer"),)),
         Row("pss-500", "500 daemons: memory (PSS) of all supervisors", (_ahead_of(_EVERY_PEER, "every peer"),)),
@@ -363,8 +368,4 @@ MEASURES = [
         Row("idle-wakes-500", "idle with 500 daemons: wake-ups a second", (_NEVER,)),
         Row("idle-cpu-500", "idle with 500 daemons: share of a CPU", (_NEVER,)),
     ]),
-    Measure("orphans", [peers.OURS, *peers.INITS], orphans, [
-        Row("orphans", "10,000 orphans as PID 1: all reaped", (Target("at most 3 times tini", 3.0, ("tini",)),)),
-        Row("orphans-left", "10,000 orphans: left over", (_NEVER,)),
-    ], needs_root=True),
 ]  # fmt: skip
