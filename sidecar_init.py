@@ -977,10 +977,12 @@ class _Daemon:
                 self._go_on_if_gone()
 
     def reaped(self, pid: int, returncode: int) -> None:
-        """A child of ours ended: the daemon, or its check; all that it wrote has been read."""
+        """A child of ours ended: the daemon, or its check. First comes what it wrote, as far as the log has room."""
+        all_read = self.drain()
         if self.process and pid == self.process.pid:
             self.process.returncode = returncode
-            self._shared.log.put(self.lines.finish())
+            if all_read:  # else the rest of its last line is still to come
+                self._shared.log.put(self.lines.finish())
             if self.state == _STOPPING:
                 self._say_exit()
                 self._go_on_if_gone()
@@ -1226,17 +1228,18 @@ class _Daemon:
                 pass  # not allowed here; it can do without
         return self._output[1]
 
-    def drain(self) -> None:
-        """Read what the dead have written; a grandchild that goes on writing does not keep us here."""
+    def drain(self) -> bool:
+        """Read what the dead have written; a grandchild that goes on writing does not keep us here. True: all of it."""
         log, budget = self._shared.log, _LOG_LIMIT
         while self._output and budget > 0 and log.has_room(_LOG_LIMIT_LAST_WORDS):
             try:
                 chunk = os.read(self._output[0], _READ_SIZE)
             except BlockingIOError:
-                return
+                return True
             budget -= len(chunk)
             log.put(self.lines.feed(chunk))
             log.flush()
+        return False
 
     def _say_exit(self, delay: float | None = None) -> None:
         assert self.process and self.process.returncode is not None
@@ -1529,7 +1532,6 @@ class _Supervisor:
             if pid == 0:
                 return
             if daemon := self._shared.owners.pop(pid, None):
-                daemon.drain()
                 daemon.reaped(pid, os.waitstatus_to_exitcode(status))
                 self._log.flush()
             else:

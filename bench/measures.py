@@ -77,6 +77,7 @@ def trial(
                 stdin=subprocess.DEVNULL,
                 stdout=output.write_end if output else subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # some signal their whole process group
             )
             if output:
                 os.close(output.write_end)

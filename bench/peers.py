@@ -209,8 +209,7 @@ class OneChild(Peer):
     supervises = False
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.needs = (name,)
+        self.name, self.needs = name, (name,)
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
         return [self.name, "--", *daemons[0].argv]
@@ -222,11 +221,10 @@ class BarePython(Peer):
     supervises = False
 
     def __init__(self, name: str, code: str) -> None:
-        self.name = name
-        self.code = code
+        self.name, self._code = name, code
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
-        return [PYTHON, "-I", "-S", "-c", self.code]
+        return [PYTHON, "-I", "-S", "-c", self._code]
 
 
 class Filter(Peer):

@@ -16,6 +16,8 @@ OURS = "sidecar-init"
 
 def number(value: float) -> str:
     """Three digits that mean something."""
+    if value == 0:
+        return "0"
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
@@ -46,7 +48,8 @@ class Result:
         if ours is None or (target.others and not others):
             return "", ""
         if not target.others:
-            return ("yes" if ours <= target.factor else "no"), "" if target.factor else number(ours) if ours else "0"
+            figure = f"{number(ours / target.factor)} of that" if target.factor else number(ours)
+            return ("yes" if ours <= target.factor else "no"), figure
         name, best = (max if self.row.more_is_better else min)(others.items(), key=lambda item: item[1])
         ratio = ours / best if best else float("inf")
         reached = ratio >= target.factor if self.row.more_is_better else ratio <= target.factor
@@ -66,20 +69,10 @@ class Results:
             for target in row.targets:
                 reached, figure = result.verdict(target)
                 if reached:
-                    print(f"    {row.title}: {target.text}: {reached} ({figure or 'ours alone'})", flush=True)
-
-    def table(self) -> str:
-        lines = ["", f"Each figure is the peer's over ours, of medians ({self.rounds} rounds)."]
-        for result in self.rows:
-            lines += ["", result.row.title + (" (more is better)" if result.row.more_is_better else "")]
-            for name, (ratio, low, high, count) in sorted(result.ratios().items(), key=lambda item: item[1]):
-                lines.append(f"  {name:<24} {number(ratio):>9}   {number(low)} .. {number(high)}  n={count}")
-            if not result.ratios():
-                lines += [f"  {name:<24} {number(value):>9}" for name, value in result.medians.items()]
-        return "\n".join(lines)
+                    print(f"    {row.title}: {target.text}: {reached} ({figure})", flush=True)
 
     def markdown(self) -> str:
-        return "\n".join([*self._heading(), *self._targets(), *self._details(), ""])
+        return "\n".join([*self._heading(), *self._targets(), self.details()])
 
     def _heading(self) -> list[str]:
         return [
@@ -103,7 +96,7 @@ class Results:
                 lines.append(f"| {result.row.title} | {target.text} | {figure} | {shown} |")
         return [*lines, ""]
 
-    def _details(self) -> list[str]:
+    def details(self) -> str:
         lines = ["## Everybody over ours", ""]
         for result in self.rows:
             better = "more is better" if result.row.more_is_better else "less is better"
@@ -114,9 +107,9 @@ class Results:
                     lines.append(f"| {name} | {number(ratio)} | {number(low)} | {number(high)} | {count} |")
             else:  # ours is 0: there is nothing to divide by
                 lines += ["| | median |", "|---|---:|"]
-                lines += [f"| {name} | {number(value) if value else '0'} |" for name, value in result.medians.items()]
+                lines += [f"| {name} | {number(value)} |" for name, value in result.medians.items()]
             lines.append("")
-        return lines
+        return "\n".join(lines)
 
     def chart(self) -> str:
         panels = [result for key in CHARTED for result in self.rows if result.row.title == key]
@@ -129,7 +122,7 @@ CHARTED = (
     "log, 64 KiB blocks, one daemon: bytes a second",
     "a daemon's death until its line is out (inits: until they exit)",
     "500 daemons: exec until all run",
-    "500 daemons: memory (PSS) of all supervising processes",
+    "500 daemons: memory (PSS) of all supervisors",
     "TERM until all is gone, 500 daemons",
     "USR1 (or the restart command) until the replacement runs",
 )

@@ -65,7 +65,7 @@ def run(measure: Measure, candidates: list[Peer], rounds: int, deadline: float) 
 def main() -> int:
     options = arguments()
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("cannot go on: ended by SIGTERM"))
     harness.become_subreaper()
     measures = [m for m in MEASURES if not options.only or m.name in options.only.split(",")]
     end = time.monotonic() + LIMIT * options.rounds / 7
@@ -85,7 +85,7 @@ def main() -> int:
             print(f"    {time.monotonic() - begun:.0f} s", flush=True)
     finally:
         harness.kill_all()
-    print(results.table())
+    print(results.details())
     if not options.quick and not options.only and not options.peers:
         Path(HERE / "RESULTS.md").write_text(results.markdown())
         Path(HERE / "results.svg").write_text(results.chart())
