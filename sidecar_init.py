@@ -56,6 +56,7 @@ _RESTART_GRACE_SECONDS = 5.0  # the same for one daemon's group
 _POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader is gone
 _AFTER_SECONDS = 10.0  # how long a daemon waits for those it comes after
 _CHECK_SECONDS = 10.0  # how long a check may take
+_EXEC_SECONDS = 1.0  # how long a child may take until it has become its command
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
 _STEADY_SECONDS = 60.0  # a life as long as this is no crash
 _CRASH_LOOP_DEATHS = 5
@@ -529,8 +530,10 @@ class _Log:
         if stat.S_ISFIFO(kind) or os.isatty(fd):
             try:
                 fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError:  # another user's pipe, or its reader is gone
-                return fd, _write_if_ready
+            except OSError:  # another user's, or its reader is gone
+                if not os.isatty(fd):
+                    return fd, _write_if_ready
+                os.set_blocking(fd, False)  # a writable terminal has room for one byte; nothing is promised of more
             try:
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             except OSError:
@@ -726,6 +729,10 @@ def _spawn(kernel: _Kernel, argv: Sequence[str], env: Mapping[str, str], output:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 os.close(confession)
+            patience = select.poll()
+            patience.register(report, select.POLLIN)
+            if not patience.poll(_EXEC_SECONDS * 1000):  # somebody stopped it, as who is of its account may
+                os.kill(pid, signal.SIGKILL)
             failure = os.fsdecode(os.read(report, _READ_SIZE)).split(" ", 1)
         finally:
             os.close(report)
@@ -827,12 +834,14 @@ class _State:
         """Replace the status, append the events; never raises."""
         events, self._events = "".join(self._events), []
         try:
-            os.makedirs(self.directory, exist_ok=True)
+            if not os.path.isdir(self.directory):
+                os.makedirs(self.directory)
+                os.chmod(self.directory, 0o755)  # whatever our umask is
             if events:
                 self._append(self._bytes(events))
             fd = os.open(self.path("status.json.new"), _STATE_FLAGS | os.O_TRUNC, 0o644)
             with open(fd, "wb") as file:
-                os.fchmod(fd, 0o644)  # whatever our umask is
+                os.fchmod(fd, 0o644)
                 file.write(self._bytes(status + "\n"))
             os.replace(self.path("status.json.new"), self.path("status.json"))
             self._failing = False
@@ -925,7 +934,7 @@ class _Daemon:
         self.after: list[_Daemon] = []
         self._output: tuple[int, int] | None = None  # one pipe for all its lives: it never ends, never leaks
         self._check: _Process | None = None
-        self._check_again = False
+        self._check_again = self._may_check_again = False
         self._asked = False  # its next start was asked for
         self._then = ""  # the state that follows stopping
         self.grace = _RESTART_GRACE_SECONDS
@@ -954,7 +963,7 @@ class _Daemon:
         if not self._asked:
             self._say(f"restarting {self.spec.name}")
             self._record("restarting")
-        self._asked, self._deaths, self.grace = True, 0, grace
+        self._asked, self._deaths, self.grace, self._may_check_again = True, 0, grace, True
         if self.state == _STOPPING:
             self._then = _STARTING
         elif self.state in _LIVE:
@@ -989,6 +998,7 @@ class _Daemon:
             else:
                 self._die()
         elif self._check and pid == self._check.pid:
+            self._shared.log.put(self.lines.finish())
             said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
             problem = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
             self._finish_check("" if returncode == 0 else problem)
@@ -1068,8 +1078,8 @@ class _Daemon:
         if listening:
             self._say(f"{self.spec.name} ready after {now - self._started_at:.2f} s")
             self._become_ready()
-        else:
-            self._enter(_STARTING, now + _POLL_INTERVAL)
+        else:  # the longer it takes, the less often: a port that never opens must not keep us busy
+            self._enter(_STARTING, now + min(max(_POLL_INTERVAL, (now - self._started_at - 30) / 20), 5.0))
 
     def _become_ready(self) -> None:
         self.ready = True
@@ -1092,7 +1102,8 @@ class _Daemon:
         self._kill_check()
         if self.state != _CHECKING:
             return
-        if self._check_again:
+        if self._check_again and self._may_check_again:
+            self._may_check_again = False  # once: a storm of signals shall not put the restart off for ever
             self._start_check()
         elif problem:
             self._refuse_restart(problem)
@@ -1117,6 +1128,7 @@ class _Daemon:
         """-> stopping; when the group is empty -> `then`"""
         assert self.process
         self._kill_check()
+        self.ready = False
         self._then, self._killed = then, False
         self._kill_at = self._shared.clock() + self.grace if kill_at is None else kill_at
         self._signal(self.process.pid, signal.SIGTERM)
