@@ -152,12 +152,15 @@ def log(mode: str, count: int) -> Callable[[Peer], dict[str, float]]:
             return [Daemon(f"d{i}", [*writer, mailbox, mode, str(size)]) for i in range(count)]
 
         output = Output()
-        with trial(peer, writers, output=output) as run:
+        with trial(peer, writers, output=output, reports=False) as run:
+            news: list[str] = []
+            while len(news) - news.count("done") < count:  # one may be done before another begins
+                news += run.mailbox.lines(1)
+            run.daemons.extend(int(pid) for pid in news if pid != "done")
             before = harness.cpu_seconds(run.supervising())
-            done = 0
-            while done < count:
+            while news.count("done") < count:
                 if output.read(0.05) is None and run.mailbox.has_mail():
-                    done += len(run.mailbox.lines(1))
+                    news += run.mailbox.lines(1)
             while output.read(0.15):
                 pass
             cpu = harness.cpu_seconds(run.supervising()) - before

@@ -56,7 +56,7 @@ class SidecarInit(Peer):
 
     name = "sidecar-init"
     carries = prefixes = True
-    log_bytes = 400_000_000
+    log_bytes = 300_000_000
     death_words = b" exited on SIGKILL"
 
     def env(self, folder: Path) -> dict[str, str]:
@@ -139,7 +139,7 @@ class Circus(Peer):
     name = "circus"
     needs = ("circusd", "circusctl")
     python = carries = True
-    log_bytes = 30_000_000
+    log_bytes = 15_000_000
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
         config = folder / "circus.ini"
@@ -162,7 +162,7 @@ class Honcho(Peer):
     name = "honcho"
     needs = ("honcho",)
     python = carries = prefixes = True
-    log_bytes = 5_000_000
+    log_bytes = 2_000_000
     death_words = b" stopped (rc="
     survives_deaths = False
 
@@ -249,9 +249,9 @@ LINE_PUMP = (
     "import sys\nout = sys.stdout.buffer\nwith open(0, 'rb', buffering=0) as pipe:\n"
     "    for line in iter(pipe.readline, b''):\n        out.write(b'[x] ' + line)\n        out.flush()"
 )
-CAT = Filter("cat", ["cat"], 800_000_000, False)
-SED = Filter("sed", ["sed", "s/^/[x] /"], 150_000_000, True)
-S6_LOG = Filter("s6-log", ["s6-log", "t", "1"], 30_000_000, True)
+CAT = Filter("cat", ["cat"], 500_000_000, False)
+SED = Filter("sed", ["sed", "s/^/[x] /"], 100_000_000, True)
+S6_LOG = Filter("s6-log", ["s6-log", "t", "1"], 25_000_000, True)
 LINE_BY_LINE = Filter("line-by-line pump", [PYTHON, "-I", "-S", "-c", LINE_PUMP], 1_000_000, True)
 
 OURS, OURS_TABLE, OURS_TOKENS = SidecarInit(), SidecarInitTable(), SidecarInitTokens()
