@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import unittest
+import uuid
+from pathlib import Path
+from typing import Any
 
-from tests.docker.engine import DAEMONS, TOKEN, BundleTest, docker
+from tests.docker.engine import DAEMONS, IMAGE, TOKEN, BundleTest, EngineTest, docker
+from tests.support import ROOT, wait_until
+
+TABLE = """
+[[daemon]]
+name = "hostile"
+argv = ["python3", "/src/tests/children/hostile.py", "/out/report", "--private", "/tmp/private"]
+
+[[daemon]]
+name = "egress"
+argv = ["sh", "-c", "umask 077; echo $EGRESS_TOKEN_A >/tmp/private; exec sleep 1000"]
+user = "mitmproxy"
+
+[secrets]
+EGRESS_TOKEN_ = "egress"
+
+[signals]
+USR1 = { restart = "egress" }
+"""
 
 
 class Token(BundleTest):
@@ -37,6 +60,32 @@ class Token(BundleTest):
                 self.assertEqual(int(status["CapBnd"], 16) & (setgid | setuid | sys_ptrace), 0)
                 self.assertEqual(status["NoNewPrivs"], "1")
                 self.assertEqual(status["Uid"].split()[0], "1000" if name == "egress" else "0")
+
+
+class Hostile(EngineTest):
+    def test_a_daemon_of_root_that_tries_everything_finds_nothing_under_dockers_default_capabilities(self) -> None:
+        """The control is in tests/pidns/test_secrets.py, where each attempt succeeds without its protection."""
+        canary, name = f"sesame-{uuid.uuid4().hex}", f"sidecars-test-{uuid.uuid4().hex[:12]}"
+        with tempfile.TemporaryDirectory() as directory:
+            out = Path(directory)
+            (out / "table.toml").write_text(TABLE)
+            mounts = ("-v", f"{ROOT}:/src:ro", "-v", f"{out}:/out", "-e", f"EGRESS_TOKEN_A={canary}")
+            start = ("--entrypoint", "python3", IMAGE, "-I", "-S", "/src/sidecar_init.py", "--table", "/out/table.toml")
+            self.addCleanup(docker, "rm", "--force", "--volumes", name)
+            docker("run", "--detach", "--name", name, "--network", "none", *mounts, *start)
+
+            def report() -> dict[str, Any]:
+                try:
+                    found: dict[str, Any] = json.loads((out / "report").read_text())
+                    return found
+                except (FileNotFoundError, ValueError):
+                    return {}
+
+            attempts = wait_until(report, 60, "the hostile daemon's report")
+            log = docker("logs", name).stdout
+        self.assertGreater(len(attempts), 20)
+        self.assertEqual({what: did["found"] for what, did in attempts.items() if did["found"]}, {})
+        self.assertNotIn(canary, log)
 
 
 class WholeLife(BundleTest):
