@@ -19,9 +19,10 @@ from tests.support import wait_until
 
 FAULT_CHILDREN = Path(__file__).resolve().parent / "children"
 _WANTED = os.environ.get("SIDECAR_INIT_FAULTS") == "1"
+_UNASKED = "minutes long: set SIDECAR_INIT_FAULTS=1, or run python3 -m tests.faults"
 
 
-@unittest.skipUnless(_WANTED, "minutes long: set SIDECAR_INIT_FAULTS=1, or run python3 -m tests.faults")
+@unittest.skipUnless(_WANTED, _UNASKED)
 class FaultTestCase(NamespaceTestCase):
     """The base of every scenario here."""
 
@@ -82,7 +83,7 @@ def _why_no_strace() -> str:
     return "" if probe.returncode == 0 else f"strace does not work here: {probe.stderr.strip()}"
 
 
-WHY_NO_STRACE = _why_no_strace() if _WANTED else "not asked for"
+WHY_NO_STRACE = _why_no_strace() if _WANTED else _UNASKED
 
 
 @contextlib.contextmanager
