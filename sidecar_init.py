@@ -56,7 +56,6 @@ _RESTART_GRACE_SECONDS = 5.0  # the same for one daemon's group
 _POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader is gone
 _AFTER_SECONDS = 10.0  # how long a daemon waits for those it comes after
 _CHECK_SECONDS = 10.0  # how long a check may take
-_EXEC_SECONDS = 1.0  # how long a child may take until it has become its command
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
 _STEADY_SECONDS = 60.0  # a life as long as this is no crash
 _CRASH_LOOP_DEATHS = 5
@@ -639,42 +638,13 @@ def _write_if_ready(fd: int, parts: Sequence[bytes | memoryview]) -> int:
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
 
 
-class _Kernel:
-    """The three calls that only ctypes can make; one instance, made before the first fork."""
-
-    def __init__(self) -> None:
-        import ctypes
-
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._get_errno = ctypes.get_errno
-        self._no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        with open("/proc/self/status") as status:
-            bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
-        self._bounding_set = [number for number in range(64) if bounding >> number & 1]
-
-    def prctl(self, option: int, argument: int) -> None:
-        self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
-
-    def drop_bounding_set(self) -> None:
-        """Called in a child of root: nothing that it executes can have a capability again."""
-        for number in self._bounding_set:
-            self.prctl(_PR_CAPBSET_DROP, number)
-
-    def drop_capabilities(self) -> None:
-        self._raise_if(self._libc.capset(*self._no_capabilities))
-
-    def _raise_if(self, failed: int) -> None:
-        if failed:
-            number = self._get_errno()
-            raise OSError(number, os.strerror(number))
-
-
 class _Account:
     """A user with all its groups; looked up at each start, since the file can change."""
 
     def __init__(self, name: str) -> None:
         import pwd
 
+        os.close(os.dup(2))  # getpwnam would call a lack of descriptors a lack of the user
         entry = pwd.getpwnam(name)
         self.name, self.uid, self.gid, self.home = name, entry.pw_uid, entry.pw_gid, entry.pw_dir
         self.groups = os.getgrouplist(name, entry.pw_gid)
@@ -697,112 +667,143 @@ class _Process:
                 self.returncode = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         return self.returncode
 
+    def signal_group(self, number: int) -> bool:
+        """Signal every process of its group; False when there is none left."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            if self.returncode is not None:
+                return False
+            os.kill(self.pid, number)  # forked a moment ago, it has no group yet; or it waits to be reaped
+        return True
+
 
 class _CannotStart(Exception):
     """Why a command does not start; `code` is a shell's, or None where trying again may help."""
 
     _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY)
 
-    def __init__(self, step: str, error: OSError) -> None:
-        super().__init__(f"cannot {step}: {error.strerror}")
-        self.code = None if error.errno in self._PASSING else 127 if error.errno == errno.ENOENT else 126
+    def __init__(self, step: str, number: int, reason: str = "") -> None:
+        super().__init__(f"cannot {step}: {reason or os.strerror(number)}")
+        self.code = None if number in self._PASSING else 127 if number == errno.ENOENT else 126
 
 
-def _spawn(kernel: _Kernel, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None) -> int:
-    """Start a command in a session of its own, its output into `output`. Returns once it has been executed.
+class _Nursery:
+    """Where children become commands. What only ctypes can ask of the kernel is loaded once, before the first fork."""
 
-    It gets /dev/null as stdin, default signal dispositions, an empty mask, no other descriptor, no core dumps,
-    no way to more privileges, and the account, if one is given.
-    """
-    step = f"execute {argv[0]}"
-    try:
-        program = _find_program(argv[0], env)
-        step = "fork"
-        report, confession = os.pipe()  # closed by exec; until then the child tells here what went wrong
+    def __init__(self) -> None:
+        import ctypes
+
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._get_errno = ctypes.get_errno
+        self._no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        with open("/proc/self/status") as status:
+            bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
+        self._bounding_set = [number for number in range(64) if bounding >> number & 1]
+        # A child that cannot become its command tells why here; exec closes it.
+        self._report, self._confession = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._problems: dict[int, _CannotStart] = {}
+
+    def prctl(self, option: int, argument: int) -> None:
+        self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
+
+    def _raise_if(self, failed: int) -> None:
+        if failed:
+            number = self._get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None) -> int:
+        """Fork a child that becomes the command; it is not waited for: if it fails, `problem` will tell."""
         try:
-            # A signal that came between fork and exec would run PID 1's handlers in the child.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    _become(kernel, program, argv, env, output, account, confession)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                os.close(confession)
-            patience = select.poll()
-            patience.register(report, select.POLLIN)
-            if not patience.poll(_EXEC_SECONDS * 1000):  # somebody stopped it, as who is of its account may
-                os.kill(pid, signal.SIGKILL)
-            failure = os.fsdecode(os.read(report, _READ_SIZE)).split(" ", 1)
+            program = _find_program(argv[0], env)
+        except OSError as error:
+            raise _CannotStart(f"execute {argv[0]}", error.errno or 0) from None
+        everything = signal.valid_signals()
+        dispositions = [number for number in everything if signal.getsignal(number) != signal.SIG_DFL]
+        # A signal that came between fork and exec would run PID 1's handlers in the child.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(program, argv, env, output, account, dispositions)
+        except OSError as error:
+            raise _CannotStart("fork", error.errno or 0) from None
         finally:
-            os.close(report)
-        if len(failure) == 2:
-            os.waitpid(pid, 0)
-            step = failure[1]
-            raise OSError(int(failure[0]), os.strerror(int(failure[0])))
-    except OSError as error:
-        raise _CannotStart(step, error) from None
-    return pid
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
 
+    def problem(self, pid: int) -> _CannotStart | None:
+        """Called when a child has been reaped: why it did not become its command, or None if it did."""
+        try:
+            for line in os.fsdecode(os.read(self._report, _READ_SIZE)).splitlines():
+                child, number, step = line.split(" ", 2)
+                self._problems[int(child)] = _CannotStart(step, int(number))
+        except BlockingIOError:
+            pass
+        return self._problems.pop(pid, None)
 
-def _become(
-    kernel: _Kernel,
-    program: str,
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    output: int,
-    account: _Account | None,
-    confession: int,
-) -> NoReturn:
-    """The child's part of `_spawn`: every step works, or the command is not executed."""
-    step = "prepare its process"
-    try:
-        os.setsid()
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _offer_to_oom_killer()
-        step = "renounce privileges"
-        kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        if os.geteuid() == 0:
-            step = "drop capabilities (the container must have SETPCAP, or none at all)"
-            kernel.drop_bounding_set()
-        if account:
-            step = f"become {account.name} (the container must have SETUID and SETGID)"
-            os.setgroups(account.groups)
-            os.setresgid(account.gid, account.gid, account.gid)
-            os.setresuid(account.uid, account.uid, account.uid)
-            kernel.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made readable what PID 1 left here
-        step = "drop capabilities"
-        kernel.drop_capabilities()
-        step = f"execute {argv[0]}"
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execve(program, list(argv), dict(env))
-    except Exception as error:
-        os.write(confession, os.fsencode(f"{getattr(error, 'errno', None) or errno.EINVAL} {step}"))
-    finally:
-        os._exit(127)
+    def _become(
+        self,
+        program: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        output: int,
+        account: _Account | None,
+        dispositions: Iterable[int],
+    ) -> NoReturn:
+        """The child's part of `start`: every step works, or the command is not executed.
+
+        It gets a session of its own, /dev/null as stdin, `output` as the rest and no other descriptor, default
+        dispositions, an empty mask, no core dumps, no way to any privilege, and the account, if one is given.
+        """
+        step = "prepare its process"
+        try:
+            os.setsid()
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            for number in dispositions:
+                signal.signal(number, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            _offer_to_oom_killer()
+            step = "renounce privileges"
+            self.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+            if os.geteuid() == 0:
+                step = "drop capabilities (the container must have SETPCAP, or none at all)"
+                self._drop_bounding_set()
+            if account:
+                step = f"become {account.name} (the container must have SETUID and SETGID)"
+                os.setgroups(account.groups)
+                os.setresgid(account.gid, account.gid, account.gid)
+                os.setresuid(account.uid, account.uid, account.uid)
+                self.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made readable what PID 1 left here
+            step = "drop capabilities"
+            self._drop_capabilities()
+            step = f"execute {argv[0]}"
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.execve(program, list(argv), dict(env))
+        except Exception as error:
+            number = getattr(error, "errno", None) or errno.EINVAL
+            os.write(self._confession, os.fsencode(_one_line(f"{os.getpid()} {number} {step}"[:1000])) + b"\n")
+        finally:
+            os._exit(127)
+
+    def _drop_bounding_set(self) -> None:
+        for number in self._bounding_set:
+            self.prctl(_PR_CAPBSET_DROP, number)
+
+    def _drop_capabilities(self) -> None:
+        self._raise_if(self._libc.capset(*self._no_capabilities))
 
 
 def _offer_to_oom_killer() -> None:
     """The kernel should take a daemon rather than PID 1."""
     try:
-        with open("/proc/self/oom_score_adj", "r+") as score:
-            score.write(str(min(int(score.read()) + 100, 1000)))
+        score = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+        os.write(score, b"%d" % min(int(os.read(score, 16)) + 100, 1000))
+        os.close(score)
     except OSError:
         pass  # not allowed to whoever is not root
-
-
-def _signal_group(pgid: int, number: int) -> bool:
-    """Signal every process of a group; False when there is none."""
-    try:
-        os.killpg(pgid, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # -- state for people and tools ----------------------------------------------------------------------------------
@@ -882,7 +883,7 @@ class _Shared:
 
     def __init__(self, clock: Callable[[], float], log: _Log, state: _State, secrets: _Secrets) -> None:
         self.clock, self.log, self.state, self.secrets = clock, log, state, secrets
-        self.kernel = _Kernel()
+        self.nursery = _Nursery()
         self.may_restart = os.environ.get("BOT_BOTTLE_SIDECAR_RESTART") != "never"
         self.owners: dict[int, _Daemon] = {}  # pid of a daemon or of its check
         self.readers: dict[int, _Daemon] = {}  # descriptor to read
@@ -940,7 +941,7 @@ class _Daemon:
         self.grace = _RESTART_GRACE_SECONDS
         self._kill_at = self._back_at = 0.0
         self._killed = False
-        self._deaths = self._failed_starts = 0  # in a row
+        self._deaths = 0  # and failed starts, in a row
         self._starts = 0
         self._started_at = self._started_time = 0.0  # by the steady clock, and by the wall's
         self._last_exit: str | None = None
@@ -988,20 +989,27 @@ class _Daemon:
     def reaped(self, pid: int, returncode: int) -> None:
         """A child of ours ended: the daemon, or its check. First comes what it wrote, as far as the log has room."""
         all_read = self.drain()
+        problem = self._shared.nursery.problem(pid)
         if self.process and pid == self.process.pid:
             self.process.returncode = returncode
             if all_read:  # else the rest of its last line is still to come
                 self._shared.log.put(self.lines.finish())
-            if self.state == _STOPPING:
+            if problem and self.state in _LIVE:
+                self._not_started(problem)
+            elif self.state == _STOPPING:
                 self._say_exit()
                 self._go_on_if_gone()
             else:
                 self._die()
         elif self._check and pid == self._check.pid:
+            self._check.returncode = returncode
             self._shared.log.put(self.lines.finish())
-            said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
-            problem = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
-            self._finish_check("" if returncode == 0 else problem)
+            if problem:
+                self._finish_check(str(problem))
+            else:
+                said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
+                failure = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
+                self._finish_check(failure if returncode else "")
 
     def advance(self, now: float) -> bool:
         """Act on a deadline, or on what others have become. True when its group had to be killed."""
@@ -1037,28 +1045,29 @@ class _Daemon:
         if not asked:
             self._say(f"starting {self.spec.name}")
         try:
-            pid = self._spawn(self.spec.argv)
+            self.process = self._spawn(self.spec.argv)
         except _CannotStart as problem:
             self._not_started(problem, asked)
             return
-        now = self._shared.clock()
-        self.process = _Process(pid)
         self._starts += 1
-        self._started_at, self._started_time = now, time.time()
-        self.failure, self._failed_starts, self.lines.last_words = 0, 0, b""
+        self._started_at, self._started_time = self._shared.clock(), time.time()
+        self.failure, self.lines.last_words = 0, b""
         if asked:
-            self._say(f"{self.spec.name} restarted (pid {pid})")
+            self._say(f"{self.spec.name} restarted (pid {self.process.pid})")
         self._record("restarted" if asked else "started")
         if self.spec.port is None:
             self._become_ready()
         else:
-            self._enter(_STARTING, now + _POLL_INTERVAL)
+            self._enter(_STARTING, self._started_at + _POLL_INTERVAL)
 
-    def _not_started(self, problem: _CannotStart, asked: bool) -> None:
+    def _not_started(self, problem: _CannotStart, asked: bool = False) -> None:
+        """-> backoff, failed"""
+        self._kill_check()
+        self.ready = False
         if problem.code is None:
             self._asked = asked
-            self._failed_starts += 1
-            delay = _backoff(self._failed_starts)
+            self._deaths += 1
+            delay = _backoff(self._deaths)
             self._say(f"cannot start {self.spec.name}: {problem}; the next try is in {delay:.1f} s")
             self._enter(_BACKOFF, self._shared.clock() + delay)
         else:
@@ -1091,7 +1100,7 @@ class _Daemon:
         """starting, running -> checking"""
         self._check_again, self.lines.last_words = False, b""
         try:
-            self._check = _Process(self._spawn(self.spec.check or ()))
+            self._check = self._spawn(self.spec.check or ())
         except _CannotStart as problem:
             self._refuse_restart(str(problem))
         else:
@@ -1121,7 +1130,7 @@ class _Daemon:
 
     def _kill_check(self) -> None:
         if self._check:
-            self._signal(self._check.pid, signal.SIGKILL)
+            self._signal(self._check, signal.SIGKILL)
             self._check = None
 
     def _stop(self, then: str, kill_at: float | None = None) -> None:
@@ -1131,8 +1140,8 @@ class _Daemon:
         self.ready = False
         self._then, self._killed = then, False
         self._kill_at = self._shared.clock() + self.grace if kill_at is None else kill_at
-        self._signal(self.process.pid, signal.SIGTERM)
-        self._signal(self.process.pid, signal.SIGCONT)  # one that was stopped takes its TERM only now
+        self._signal(self.process, signal.SIGTERM)
+        self._signal(self.process, signal.SIGCONT)  # one that was stopped takes its TERM only now
         self._enter(_STOPPING, self._kill_at)
 
     def _die(self) -> None:
@@ -1167,7 +1176,7 @@ class _Daemon:
         code = self.process.returncode
         if hopeless and self._then == _STOPPED and code is None:
             code = -signal.SIGKILL
-        if code is not None and (hopeless or not self._signal(self.process.pid, 0)):
+        if code is not None and (hopeless or not self._signal(self.process, 0)):
             if self._then == _STARTING:
                 self._start()
             else:
@@ -1179,7 +1188,7 @@ class _Daemon:
             return False
         if now >= self._kill_at and not self._killed:
             self._killed = True
-            self._signal(self.process.pid, signal.SIGKILL)
+            self._signal(self.process, signal.SIGKILL)
             self._record("killed")
             self._enter(_STOPPING, now + _POLL_INTERVAL)
             return True
@@ -1190,7 +1199,7 @@ class _Daemon:
 
     # what it needs for that
 
-    def _spawn(self, argv: Sequence[str]) -> int:
+    def _spawn(self, argv: Sequence[str]) -> _Process:
         """Start the daemon or its check, under its account, in its environment, into its pipe."""
         env = _env_for_daemon(self.spec.name, os.environ)
         account = self._account()
@@ -1199,14 +1208,14 @@ class _Daemon:
         if self._shared.state.directory:
             env["SIDECAR_STATUS_FILE"] = self._shared.state.path("status.json")
             env["SIDECAR_EVENTS_FILE"] = self._shared.state.path("events.jsonl")
-        pid = _spawn(self._shared.kernel, argv, env, self._open_output(account), account)
-        self._shared.owners[pid] = self
-        return pid
+        process = _Process(self._shared.nursery.start(argv, env, self._open_output(account), account))
+        self._shared.owners[process.pid] = self
+        return process
 
-    def _signal(self, pgid: int, number: int) -> bool:
+    def _signal(self, process: _Process, number: int) -> bool:
         """Signal its group, or its check's; False when there is none."""
         try:
-            return _signal_group(pgid, number)
+            return process.signal_group(number)
         except PermissionError as error:
             self._shared.say_once(f"cannot signal {self.spec.name}: {error.strerror}; the container must have KILL")
             return True
@@ -1221,7 +1230,9 @@ class _Daemon:
         try:
             return _Account(user)
         except (KeyError, ValueError):  # none, or no name that this locale can write
-            raise _CannotStart(f"become {user}", OSError(errno.EINVAL, "there is no such user")) from None
+            raise _CannotStart(f"become {user}", errno.EINVAL, "there is no such user") from None
+        except OSError as error:
+            raise _CannotStart(f"become {user}", error.errno or 0) from None
 
     def _open_output(self, account: _Account | None) -> int:
         """The end of its pipe that it writes to."""
@@ -1229,7 +1240,7 @@ class _Daemon:
             try:
                 self._output = os.pipe()
             except OSError as error:
-                raise _CannotStart("open a pipe", error) from None
+                raise _CannotStart("open a pipe", error.errno or 0) from None
             os.set_blocking(self._output[0], False)
             self._shared.readers[self._output[0]] = self
         os.set_blocking(self._output[1], True)  # an earlier life may have changed what it shares with the next
@@ -1493,9 +1504,9 @@ class _Supervisor:
 
     def guard(self) -> None:
         """Called once by the program: what PID 1 holds is out of every daemon's reach; orphans come to us."""
-        self._shared.kernel.prctl(_PR_SET_DUMPABLE, 0)
+        self._shared.nursery.prctl(_PR_SET_DUMPABLE, 0)
         if os.getpid() != 1:
-            self._shared.kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            self._shared.nursery.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
     def _time_to_next_deadline(self) -> float:
         wait = max(0.0, self._shared.due - self._shared.clock())

@@ -40,11 +40,11 @@ PREFIXES = {"EGRESS_TOKEN_": "egress"}
 
 # What is switched off in the controls.
 NO_GUARD = "module._Supervisor.guard = lambda self: None"
-NO_DROP = "module._Kernel.drop_bounding_set = module._Kernel.drop_capabilities = lambda self: None"
+NO_DROP = "module._Nursery._drop_bounding_set = module._Nursery._drop_capabilities = lambda self: None"
 ONLY_CAPSET = """
-prctl = module._Kernel.prctl
-module._Kernel.prctl = lambda self, option, value: option == 38 or prctl(self, option, value)
-module._Kernel.drop_bounding_set = lambda self: None
+prctl = module._Nursery.prctl
+module._Nursery.prctl = lambda self, option, value: option == 38 or prctl(self, option, value)
+module._Nursery._drop_bounding_set = lambda self: None
 """
 ONE_ENVIRONMENT = "module._env_for_daemon = lambda name, env: dict(env)"
 NO_REDACTION = "module._Secrets.redact = lambda self, data: data"
@@ -356,7 +356,7 @@ class PrivilegeTest(SecretsTestCase):
         bundle.wait_for_state(name, "failed")
         self.assertEqual(len([line for line in bundle.own_lines() if reason in line]), 1, bundle.own_lines())
         self.assertIsNone(bundle.daemon(name)["pid"])
-        self.assertEqual(bundle.events("started", name), [])
+        self.assertEqual(bundle.events("exited", name), [])
 
     def test_without_setpcap_nothing_starts_and_the_line_says_why(self) -> None:
         started = self.scratch() / "started"
@@ -372,10 +372,12 @@ class PrivilegeTest(SecretsTestCase):
     def test_without_setuid_or_setgid_the_owner_does_not_start(self) -> None:
         for missing in ("setuid", "setgid"):
             with self.subTest(missing):
-                rows = [daemon("egress", *SLEEP, user=OWNER), daemon("b", *SLEEP)]
+                started = self.scratch() / "started"
+                rows = [daemon("egress", *shell(f"touch {started}"), user=OWNER), daemon("b", *SLEEP)]
                 with under(Bundle(rows), "setpriv", "--bounding-set", f"-{missing}") as bundle:
                     self.assert_fails_closed(bundle, "egress", f"cannot become {OWNER} (the container must have SETUID")
                     bundle.wait_for_state("b", "running")
+                self.assertFalse(started.exists())
 
     def test_without_any_capability_daemons_of_root_start(self) -> None:
         """The control of the two above: there is nothing to drop, and nobody to become."""

@@ -61,9 +61,9 @@ class SupervisorTest(UnitTest):
     @classmethod
     def setUpClass(cls) -> None:
         """Orphans come to this process, whatever PID 1 is here."""
-        kernel = sidecar_init._Kernel()
-        kernel.prctl(sidecar_init._PR_SET_CHILD_SUBREAPER, 1)
-        cls.addClassCleanup(kernel.prctl, sidecar_init._PR_SET_CHILD_SUBREAPER, 0)
+        nursery = sidecar_init._Nursery()
+        nursery.prctl(sidecar_init._PR_SET_CHILD_SUBREAPER, 1)
+        cls.addClassCleanup(nursery.prctl, sidecar_init._PR_SET_CHILD_SUBREAPER, 0)
 
     def setUp(self) -> None:
         self.use_environment()
@@ -81,7 +81,7 @@ class SupervisorTest(UnitTest):
     def end(self, supervisor: sidecar_init._Supervisor) -> None:
         for _, process in supervisor.procs:
             if process.pid:
-                sidecar_init._signal_group(process.pid, 9)
+                process.signal_group(9)
         supervisor.request_shutdown("the test has ended")
         self.tick_until_done(supervisor)
         for daemon in supervisor._daemons:
@@ -118,7 +118,7 @@ class Clock:
 
 
 def group_is_gone(pgid: int) -> bool:
-    return not sidecar_init._signal_group(pgid, 0)
+    return not sidecar_init._Process(pgid, 0).signal_group(0)
 
 
 def environ_of(pid: int) -> Mapping[str, str]:

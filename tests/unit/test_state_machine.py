@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import sidecar_init
-from sidecar_init import _CannotStart, _DaemonSpec, _Inbox, _Log, _State, _Supervisor
+from sidecar_init import _CannotStart, _DaemonSpec, _Inbox, _Log, _Process, _State, _Supervisor
 from tests.unit.support import NO_SECRETS, Clock, UnitTest
 
 FIRST_PID = 10_000_000  # no real process has such a number
@@ -49,15 +49,19 @@ class System:
         self.signals: list[tuple[str, int]] = []
         self.deaths: list[tuple[int, int]] = []
         self.ports: set[int] = set()
-        self.problem: _CannotStart | None = None
+        self.refusal: _CannotStart | None = None  # the next start, or its child, says
+        self.problems: dict[int, _CannotStart] = {}  # children that are no commands yet, and will not be
 
-    def spawn(self, kernel: object, argv: Sequence[str], env: Mapping[str, str], output: int, account: object) -> int:
-        if self.problem:
-            raise self.problem
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, account: object) -> int:
+        if self.refusal:
+            raise self.refusal
         pid = FIRST_PID + len(self.started)
         self.started.append(argv[0])
         self.groups[pid] = argv[0]
         return pid
+
+    def problem(self, pid: int) -> _CannotStart | None:
+        return self.problems.pop(pid, None)
 
     def signal_group(self, pgid: int, number: int) -> bool:
         if pgid in self.groups and number not in (0, signal.SIGCONT):
@@ -81,12 +85,14 @@ class MachineTest(UnitTest):
     def setUp(self) -> None:
         self.use_environment()
         self.clock, self.system, self.events = Clock(), System(), Events()
-        self.patch("_spawn", self.system.spawn)
-        self.patch("_signal_group", self.system.signal_group)
+        self.patch("_Nursery", lambda: self.system)
         self.patch("_is_listening", self.system.ports.__contains__)
-        patch = mock.patch("os.waitpid", self.system.waitpid)
-        patch.start()
-        self.addCleanup(patch.stop)
+        for patch in (
+            mock.patch("os.waitpid", self.system.waitpid),
+            mock.patch.object(_Process, "signal_group", lambda of, number: self.system.signal_group(of.pid, number)),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
 
     def supervise(self, *specs: _DaemonSpec, may_restart: bool = True) -> None:
         if not may_restart:
@@ -175,10 +181,16 @@ class MachineTest(UnitTest):
 
     def on_breaks(self, number: int = errno.ENOENT) -> None:
         """From now on nothing can be started."""
-        self.system.problem = _CannotStart("execute web", OSError(number, os.strerror(number)))
+        self.system.refusal = _CannotStart("execute web", number)
 
     def on_mends(self) -> None:
-        self.system.problem = None
+        self.system.refusal = None
+
+    def on_confesses(self, command: str = "web", number: int = errno.ENOENT) -> None:
+        """A child that was forked cannot become its command."""
+        pid = max(pid for pid, name in self.system.groups.items() if name == command)
+        self.system.problems[pid] = _CannotStart(f"execute {command}", number)
+        self.system.end(command, 127 << 8)
 
 
 DB = _DaemonSpec("db", ["db"], port=5432)
@@ -412,6 +424,24 @@ class StartThatFails(MachineTest):
         self.on_breaks(errno.EAGAIN)
         self.walk(("start", "backoff"), ("deadline", "backoff"), ("mends", "backoff"), ("deadline", "running"))
 
+    def test_a_child_that_does_not_become_its_command_has_failed(self) -> None:
+        self.walk(("start", "running"), ("confesses", "failed"), ("wait 1000", "failed"))
+        self.assertEqual(self.supervisor.exit_code(), 127)
+        self.assertEqual(self.kinds(), ["started", "ready", "failed"])
+        self.assertIn("cannot start web: cannot execute web: No such file or directory; ", self.log.lines[-1])
+
+    def test_a_child_that_lacks_memory_for_its_command_is_tried_again_later_and_later(self) -> None:
+        self.walk(("start", "running"))
+        for seconds in (0.5, 1, 2):
+            self.on_confesses(number=errno.ENOMEM)
+            self.walk(("turn", "backoff"))
+            self.assertAlmostEqual(self.daemons["web"].deadline - self.clock.now, seconds, delta=seconds / 10)
+            self.walk(("deadline", "running"))
+
+    def test_a_child_that_does_not_become_its_command_ends_with_a_shutdown(self) -> None:
+        self.walk(("start", "running"), ("term", "stopping"), ("confesses", "stopped"))
+        self.assertEqual(self.supervisor.exit_code(), 127)
+
     def test_a_failed_one_starts_when_it_is_asked_for(self) -> None:
         self.on_breaks(errno.ENOENT)
         self.walk(("start", "failed"), ("usr1", "failed"), ("mends", "failed"), ("usr1", "running"))
@@ -496,6 +526,13 @@ class Check(MachineTest):
     def test_where_it_cannot_be_executed_the_running_one_stays(self) -> None:
         self.walk(("checked 1", "running"), ("breaks", "running"), ("usr1", "running"))
         self.assertEqual(self.kinds()[-1], "check-failed")
+
+    def test_where_its_child_does_not_become_it_the_running_one_stays(self) -> None:
+        self.walk(("confesses check", "running"))
+        self.assertEqual(self.kinds()[-1], "check-failed")
+        self.assertIn(
+            "cannot restart web: cannot execute check: No such file or directory; the running one stays", self.log.lines
+        )
 
     def test_asked_again_it_runs_again(self) -> None:
         self.walk(("usr1", "checking"), ("usr1", "checking"), ("checked 1", "checking"), ("checked 0", "stopping"))
