@@ -218,20 +218,16 @@ def _is_listening(port: int) -> bool:
     return False
 
 
-def _oom_kills() -> int | None:
-    """How often the kernel's OOM killer struck in our cgroup; None where that cannot be read."""
+def _open_oom_counter() -> int | None:
+    """The file in which the kernel counts what its OOM killer did in our cgroup; None where there is none to read."""
     for root, file in (("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control")):
         try:
             with open("/proc/self/cgroup") as memberships:
                 paths = [line.split(":", 2)[2].strip() for line in memberships if line.split(":")[1] in ("", "memory")]
             for path in (*paths, "/"):  # a container may see only the root of its own cgroup
-                candidate = f"{root}{path}/{file}"
-                if os.path.exists(candidate):
-                    with open(candidate) as counters:
-                        for line in counters:
-                            if line.startswith("oom_kill "):
-                                return int(line.split()[1])
-        except (OSError, ValueError, IndexError):
+                if os.path.exists(f"{root}{path}/{file}"):
+                    return os.open(f"{root}{path}/{file}", os.O_RDONLY)
+        except (OSError, IndexError):
             continue
     return None
 
@@ -275,12 +271,12 @@ class _TableError(Exception):
     """What is wrong with a table file, in one line."""
 
 
+_NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+
+
 def _is_name(value: object) -> bool:
     """Names stand in `[name] ` and in comma-separated lists: letters, digits and `._-`, at most 64."""
     return isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and not value.strip(_NAME_LETTERS)
-
-
-_NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 
 
 def _is_command(value: object) -> bool:
@@ -392,7 +388,7 @@ def _check_order(specs: dict[str, _DaemonSpec]) -> None:
 class _Secrets:
     """The values that must not appear in anything that is written; `redact` is called on whole lines."""
 
-    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"
+    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"  # in logs, the commonest first
 
     def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
         starts = tuple(map(os.fsencode, prefixes))
@@ -403,13 +399,12 @@ class _Secrets:
             for part in map(bytes.strip, value.splitlines())
             if len(part) >= 6
         }
-        # The byte of a value that is rarest in logs is looked for first: one byte is found at 10 GB/s, a word at 1.
-        self._marked = [
-            (value[i : i + 1], value, values[value])
-            for value in sorted(values, key=len, reverse=True)
-            for i in [max(range(len(value)), key=lambda i: self._COMMON.find(value[i]) % 256)]
-        ]
+        # A value's rarest byte is looked for first: one byte is found at 10 GB/s, a word at 1.
+        self._marked = [(self._rarest(value), value, values[value]) for value in sorted(values, key=len, reverse=True)]
         self.overlap = max(map(len, values), default=1) - 1  # of an unfinished value this much may be there already
+
+    def _rarest(self, value: bytes) -> bytes:
+        return max((value[i : i + 1] for i in range(len(value))), key=lambda byte: self._COMMON.find(byte) % 256)
 
     def redact(self, data: bytes) -> bytes:
         for mark, value, _ in self._marked:
@@ -700,9 +695,12 @@ class _Nursery:
         with open("/proc/self/status") as status:
             bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
         self._bounding_set = [number for number in range(64) if bounding >> number & 1]
-        # A child that cannot become its command tells why here; exec closes it.
+        self.problems: dict[int, _CannotStart] = {}  # of those that are not reaped yet
+        self._open_report()
+
+    def _open_report(self) -> None:
+        """A child that cannot become its command tells why here; exec closes it."""
         self._report, self._confession = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._problems: dict[int, _CannotStart] = {}
 
     def prctl(self, option: int, argument: int) -> None:
         self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
@@ -734,13 +732,26 @@ class _Nursery:
 
     def problem(self, pid: int) -> _CannotStart | None:
         """Called when a child has been reaped: why it did not become its command, or None if it did."""
+        self._read_report()
+        return self.problems.pop(pid, None)
+
+    def settle(self) -> None:
+        """Wait until all children have become their commands, or told why not; a second, if somebody stops one."""
+        os.close(self._confession)
+        writers = select.poll()
+        writers.register(self._report, 0)  # tells only when the last is gone
+        writers.poll(1000)
+        self._read_report()
+        os.close(self._report)
+        self._open_report()
+
+    def _read_report(self) -> None:
         try:
             for line in os.fsdecode(os.read(self._report, _READ_SIZE)).splitlines():
                 child, number, step = line.split(" ", 2)
-                self._problems[int(child)] = _CannotStart(step, int(number))
+                self.problems[int(child)] = _CannotStart(step, int(number))
         except BlockingIOError:
             pass
-        return self._problems.pop(pid, None)
 
     def _become(
         self,
@@ -820,7 +831,7 @@ class _State:
         self.directory = directory
         self._secrets = secrets
         self._say = say
-        self._events: list[str] = []
+        self._events: list[dict[str, Any]] = []
         self._failing = False
 
     def path(self, name: str) -> str:
@@ -828,12 +839,12 @@ class _State:
 
     def record(self, event: str, daemon: str | None, pid: int | None, **more: object) -> None:
         if self.directory:
-            now = _timestamp(time.time())
-            self._events.append(_json({"time": now, "event": event, "daemon": daemon, "pid": pid, **more}) + "\n")
+            self._events.append({"time": time.time(), "event": event, "daemon": daemon, "pid": pid, **more})
 
     def write(self, status: str) -> None:
         """Replace the status, append the events; never raises."""
-        events, self._events = "".join(self._events), []
+        events = "".join(_json({**event, "time": _timestamp(event["time"])}) + "\n" for event in self._events)
+        self._events = []
         try:
             if not os.path.isdir(self.directory):
                 os.makedirs(self.directory)
@@ -884,13 +895,15 @@ class _Shared:
     def __init__(self, clock: Callable[[], float], log: _Log, state: _State, secrets: _Secrets) -> None:
         self.clock, self.log, self.state, self.secrets = clock, log, state, secrets
         self.nursery = _Nursery()
-        self.may_restart = os.environ.get("BOT_BOTTLE_SIDECAR_RESTART") != "never"
+        self.environ = dict(os.environ)  # decoded once
+        self.may_restart = self.environ.get("BOT_BOTTLE_SIDECAR_RESTART") != "never"
         self.owners: dict[int, _Daemon] = {}  # pid of a daemon or of its check
         self.readers: dict[int, _Daemon] = {}  # descriptor to read
         self.due = 0.0  # when the next deadline of any daemon passes
         self.changed = True
         self.shutdown_at: float | None = None
-        self._oom_kills = _oom_kills()
+        self._oom_counter = _open_oom_counter()  # stays open: a death is told a fifth of a millisecond sooner
+        self._oom_kills = self._count_oom_kills()
         self._said: set[str] = set()
 
     def say_once(self, text: str) -> None:
@@ -900,8 +913,15 @@ class _Shared:
 
     def was_oom(self) -> bool | None:
         """Called when a daemon died of KILL: whether the OOM killer has struck since the last time."""
-        before, self._oom_kills = self._oom_kills, _oom_kills()
+        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
         return None if before is None or self._oom_kills is None else self._oom_kills > before
+
+    def _count_oom_kills(self) -> int | None:
+        try:
+            counters = os.pread(self._oom_counter, 4096, 0) if self._oom_counter else b""
+            return int(counters.partition(b"oom_kill ")[2].split()[0])
+        except (OSError, IndexError):
+            return None
 
 
 class _Daemon:
@@ -951,10 +971,11 @@ class _Daemon:
 
     def begin(self) -> None:
         """The first start, now or when those it comes after are ready."""
-        if all(other.ready for other in self.after):
-            self._start()
-        else:
+        if missing := self._not_ready():
+            self._say(f"{self.spec.name} waits for {missing}")
             self._enter(_WAITING, self._shared.clock() + _AFTER_SECONDS)
+        else:
+            self._start()
 
     def restart(self, grace: float) -> None:
         """Asked for by a signal or a caller; nothing happens here that waits."""
@@ -1015,9 +1036,9 @@ class _Daemon:
         """Act on a deadline, or on what others have become. True when its group had to be killed."""
         late = now >= self.deadline
         if self.state == _WAITING:
-            missing = [other.spec.name for other in self.after if not other.ready]
+            missing = self._not_ready()
             if missing and late:
-                self._say(f"{self.spec.name} does not wait any longer for {', '.join(missing)}")
+                self._say(f"{self.spec.name} does not wait any longer for {missing}")
             if late or not missing:
                 self._start()
         elif self.state == _STARTING and late:
@@ -1029,6 +1050,9 @@ class _Daemon:
         elif self.state == _BACKOFF and late:
             self._start()
         return False
+
+    def _not_ready(self) -> str:
+        return ", ".join(other.spec.name for other in self.after if not other.ready)
 
     # how it goes from state to state
 
@@ -1201,7 +1225,7 @@ class _Daemon:
 
     def _spawn(self, argv: Sequence[str]) -> _Process:
         """Start the daemon or its check, under its account, in its environment, into its pipe."""
-        env = _env_for_daemon(self.spec.name, os.environ)
+        env = _env_for_daemon(self.spec.name, self._shared.environ)
         account = self._account()
         if account:
             env.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
@@ -1272,6 +1296,7 @@ class _Daemon:
         if delay is not None:
             text += f"; restart {self.restarts + 1} in {delay:.1f} s"
         self._say(text)
+        self._shared.log.flush()  # people first
         self._last_exit = f"code {code}" if code >= 0 else _signal_name(-code)
         self._record(
             "exited",
@@ -1296,14 +1321,9 @@ class _Daemon:
     def restarts(self) -> int:
         return max(self._starts - 1, 0)
 
-    @property
-    def crash_looping(self) -> bool:
-        steady = self.state in _LIVE and self._shared.clock() - self._started_at >= _STEADY_SECONDS
-        return self._deaths >= _CRASH_LOOP_DEATHS and not steady
-
     def describe(self) -> str:
         """Its part of status.json, made anew only after a change."""
-        if not self._description or self._deaths >= _CRASH_LOOP_DEATHS:  # which time alone can end
+        if not self._description:
             process, live = self.process, self.state in (*_LIVE, _STOPPING)
             wait = self.deadline - self._shared.clock()
             self._description = _json(
@@ -1316,7 +1336,7 @@ class _Daemon:
                     "user": self.spec.user,
                     "started_at": _timestamp(self._started_time) if self._starts else None,
                     "restarts": self.restarts,
-                    "crash_looping": self.crash_looping,
+                    "crash_looping": self.state == _BACKOFF and self._deaths >= _CRASH_LOOP_DEATHS,
                     "next_start_at": _timestamp(time.time() + wait) if self.state == _BACKOFF else None,
                     "last_exit": self._last_exit,
                 }
@@ -1411,10 +1431,11 @@ class _Supervisor:
         return self._shared.shutdown_at
 
     def start_all(self) -> None:
-        """Called once. Those that need not wait for others are started now, in table order."""
+        """Called once. Those that need not wait for others are started now, in table order, and have been executed."""
         for daemon in self._daemons:
             daemon.begin()
             self._log.flush()
+        self._shared.nursery.settle()
 
     def tick(self, timeout: float = 0.0) -> bool:
         """One turn of the loop, never waiting longer than `timeout`; True when every child has exited for good."""
@@ -1474,6 +1495,9 @@ class _Supervisor:
         if daemon is None or not self._restart(name, grace):
             return False
         while daemon.state in (_CHECKING, _STOPPING):
+            self.tick(self._time_to_next_deadline())
+        self._shared.nursery.settle()
+        while daemon.process and daemon.process.pid in self._shared.nursery.problems:
             self.tick(self._time_to_next_deadline())
         return daemon.state in _LIVE and daemon.process is not before
 
@@ -1687,7 +1711,7 @@ def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
 
 
 def _state_of(daemon: dict[str, Any]) -> str:
-    return "crash-looping" if daemon["crash_looping"] and daemon["state"] == _BACKOFF else str(daemon["state"])
+    return "crash-looping" if daemon["crash_looping"] else str(daemon["state"])
 
 
 def _status(options: Namespace) -> int:
@@ -1701,13 +1725,14 @@ def _status(options: Namespace) -> int:
         rows = [["NAME", "STATE", "READY", "PID", "UP SINCE", "RESTARTS", "LAST EXIT"]]
         for daemon in status["daemons"]:
             live = daemon["pid"] is not None
+            back = f"back at {_local_time(daemon['next_start_at'], '%H:%M:%S')}"
             rows.append(
                 [
                     daemon["name"],
                     _state_of(daemon),
                     "yes" if daemon["ready"] else "no",
                     str(daemon["pid"] or "-"),
-                    _local_time(daemon["started_at"]) if live else "-",
+                    _local_time(daemon["started_at"]) if live else back if daemon["next_start_at"] else "-",
                     str(daemon["restarts"]),
                     daemon["last_exit"] or "-",
                 ]
@@ -1948,9 +1973,11 @@ def _command_line(arguments: list[str]) -> int:
             raise ValueError
         return int(text)
 
-    parser = argparse.ArgumentParser(
-        prog="sidecar_init.py", description="PID 1 of a container that holds several daemons. No command: supervise."
-    )
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"cannot understand the command line: {message}; see {self.prog} --help\n")
+
+    parser = Parser(description="PID 1 of a container that holds several daemons. No command: supervise.")
     parser.add_argument("--version", action="version", version=f"sidecar-init {__version__}")
     parser.add_argument("--table", metavar="FILE", help="a TOML file instead of the shipped table of daemons")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

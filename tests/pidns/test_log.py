@@ -37,7 +37,8 @@ class FidelityTest(NamespaceTestCase):
         def stall() -> None:
             if dice.random() < 0.2:
                 time.sleep(dice.choice((0.005, 0.02, 0.06)))
-                sizes.append(bundle.proc("VmRSS"))
+                with contextlib.suppress(FileNotFoundError):  # it has ended
+                    sizes.append(bundle.proc("VmRSS"))
 
         with bundle:
             bundle.wait_for_stall("numbered.py", 5)
