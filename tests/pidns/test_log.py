@@ -213,6 +213,7 @@ class BrokenStdoutTest(NamespaceTestCase):
                 wait_until(has_handlers, PATIENCE, "egress to have its handlers")
                 self.go.write_text("\n")
                 wait_until(done.exists, PATIENCE, "the daemon to be done")
+                bundle.catch_up()  # its last words, too, met a full disk: they cannot fill it again
                 filler.unlink()
 
                 def heard_of_again() -> bool:
