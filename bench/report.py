@@ -41,6 +41,18 @@ class Result:
             for name, values in self.samples.items()
         }
 
+    def table(self) -> str:
+        better = "More is better." if self.row.more_is_better else "Less is better."
+        lines = [f"### {self.row.title[0].upper()}{self.row.title[1:]}", "", better, ""]
+        if self.ratios():
+            lines += ["| | median | least | greatest | rounds |", "|---|---:|---:|---:|---:|"]
+            for name, (ratio, low, high, count) in sorted(self.ratios().items(), key=lambda item: item[1]):
+                lines.append(f"| {name} | {number(ratio)} | {number(low)} | {number(high)} | {count} |")
+        else:  # ours is 0: there is nothing to divide by
+            lines += ["| | median |", "|---|---:|"]
+            lines += [f"| {name} | {number(value)} |" for name, value in self.medians.items()]
+        return "\n".join([*lines, ""])
+
     def verdict(self, target: Target) -> tuple[str, str]:
         """Whether the target is reached, and the figure that decides; an empty verdict: nothing to compare with."""
         ours = self.medians.get(OURS)
@@ -66,13 +78,15 @@ class Results:
         for row in measure.rows:
             result = Result(row, samples[row.key])
             self.rows.append(result)
+            print(result.table(), flush=True)
             for target in row.targets:
                 reached, figure = result.verdict(target)
                 if reached:
-                    print(f"    {row.title}: {target.text}: {reached} ({figure})", flush=True)
+                    print(f"{target.text}: {reached} ({figure})\n", flush=True)
 
     def markdown(self) -> str:
-        return "\n".join([*self._heading(), *self._targets(), self.details()])
+        tables = [result.table() for result in self.rows]
+        return "\n".join([*self._heading(), self.targets(), "", "## Everybody over ours", "", *tables])
 
     def _heading(self) -> list[str]:
         return [
@@ -87,28 +101,13 @@ class Results:
             "",
         ]
 
-    def _targets(self) -> list[str]:
+    def targets(self) -> str:
         lines = ["## What had to be reached", "", "| measure | target | ours | reached |", "|---|---|---|---|"]
         for result in self.rows:
             for target in result.row.targets:
                 reached, figure = result.verdict(target)
                 shown = "**no**" if reached == "no" else reached or "not compared: not installed"
                 lines.append(f"| {result.row.title} | {target.text} | {figure} | {shown} |")
-        return [*lines, ""]
-
-    def details(self) -> str:
-        lines = ["## Everybody over ours", ""]
-        for result in self.rows:
-            better = "more is better" if result.row.more_is_better else "less is better"
-            lines += [f"### {result.row.title[0].upper()}{result.row.title[1:]}", "", f"{better.capitalize()}.", ""]
-            if result.ratios():
-                lines += ["| | median | least | greatest | rounds |", "|---|---:|---:|---:|---:|"]
-                for name, (ratio, low, high, count) in sorted(result.ratios().items(), key=lambda item: item[1]):
-                    lines.append(f"| {name} | {number(ratio)} | {number(low)} | {number(high)} | {count} |")
-            else:  # ours is 0: there is nothing to divide by
-                lines += ["| | median |", "|---|---:|"]
-                lines += [f"| {name} | {number(value)} |" for name, value in result.medians.items()]
-            lines.append("")
         return "\n".join(lines)
 
     def chart(self) -> str:
