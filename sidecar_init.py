@@ -79,13 +79,6 @@ class _DaemonSpec:
     """One row of the daemon table; immutable. `_DaemonSpec(name, argv)` is enough."""
 
     __slots__ = ("after", "argv", "check", "name", "port", "restart", "user")
-    name: str
-    argv: tuple[str, ...]
-    restart: str  # "never", "on-failure" or "always"
-    user: str | None  # the account it runs as; None: the supervisor's
-    port: int | None  # ready once something listens here; None: ready once started
-    after: tuple[str, ...]  # names to wait for before the first start
-    check: tuple[str, ...] | None  # must exit 0 before an in-place restart stops the running one
 
     def __init__(
         self,
@@ -97,12 +90,17 @@ class _DaemonSpec:
         after: Sequence[str] = (),
         check: Sequence[str] | None = None,
     ) -> None:
-        fields = (name, tuple(argv), restart, user, port, tuple(after), tuple(check) if check else None)
-        for field, value in zip(("name", "argv", "restart", "user", "port", "after", "check"), fields, strict=True):
-            object.__setattr__(self, field, value)
+        self.name, self.argv = name, tuple(argv)
+        self.restart = restart  # "never", "on-failure" or "always"
+        self.user = user  # the account it runs as; None: the supervisor's
+        self.port = port  # ready once something listens here; None: ready once started
+        self.after = tuple(after)  # names to wait for before the first start
+        self.check = tuple(check) if check else None  # must exit 0 before an in-place restart stops the running one
 
-    def __setattr__(self, field: str, value: object) -> NoReturn:
-        raise AttributeError(f"a daemon's {field} cannot change")
+    def __setattr__(self, field: str, value: object) -> None:
+        if hasattr(self, field):
+            raise AttributeError(f"a daemon's {field} cannot change")
+        object.__setattr__(self, field, value)
 
     def __repr__(self) -> str:
         return f"_DaemonSpec({self.name!r}, {list(self.argv)!r})"
