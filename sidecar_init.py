@@ -265,8 +265,21 @@ def _timestamp(seconds: float) -> str:
 # -- the table file ----------------------------------------------------------------------------------------------
 
 
-class _TableError(Exception):
-    """What is wrong with a table file, in one line."""
+class _Refusal(Exception):
+    """Why a command cannot do what it was asked, in one line."""
+
+    exit_code = 1
+
+
+class _TableError(_Refusal):
+    """What is wrong with a table file."""
+
+    exit_code = 2
+
+
+def _demand(right: bool, mistake: str) -> None:
+    if not right:
+        raise _TableError(mistake)
 
 
 _NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
@@ -274,7 +287,7 @@ _NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.
 
 def _is_name(value: object) -> bool:
     """Names stand in `[name] ` and in comma-separated lists: letters, digits and `._-`, at most 64."""
-    return isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and not value.strip(_NAME_LETTERS)
+    return isinstance(value, str) and 0 < len(value) <= 64 and not value.strip(_NAME_LETTERS)
 
 
 def _is_command(value: object) -> bool:
@@ -297,87 +310,75 @@ def _use_table(path: str) -> None:
     """Replace the shipped table by the one in a file; raises _TableError and changes nothing if it is not right."""
     global _DAEMONS, _SECRETS, _SIGNALS
     try:
-        _DAEMONS, _SECRETS, _SIGNALS = _read_table(path)
-    except _TableError as error:
-        raise _TableError(_one_line(f"cannot use table {path}: {error}")) from None
+        table = _load_toml(path)
+        specs = _specs_of(table)
+        _DAEMONS, _SECRETS, _SIGNALS = specs, *_owners_and_signals_of(table, [spec.name for spec in specs])
+    except _TableError as mistake:
+        raise _TableError(f"cannot use table {path}: {mistake}") from None
 
 
-def _read_table(path: str) -> tuple[tuple[_DaemonSpec, ...], dict[str, str], dict[str, tuple[str, str]]]:
+def _load_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
         with open(path, "rb") as file:
-            table = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
-        raise _TableError(f"{error.strerror}") from None
+        raise _TableError(str(error.strerror)) from None
     except (ValueError, RecursionError) as error:  # TOML that is wrong, or not UTF-8
         raise _TableError(f"not TOML: {str(error) or 'nested too deep'}") from None
-    for key in table.keys() - {"daemon", "secrets", "signals"}:
-        raise _TableError(f"unknown key {key!r}; known are [[daemon]], [secrets] and [signals]")
-    rows = table.get("daemon")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise _TableError("'daemon' must be one or more [[daemon]] sections")
-    specs = {}
+
+
+def _specs_of(table: dict[str, Any]) -> tuple[_DaemonSpec, ...]:
+    for key in table:
+        known = key in ("daemon", "secrets", "signals")
+        _demand(known, f"unknown key {key!r}; known are [[daemon]], [secrets] and [signals]")
+    rows: list[dict[str, Any]] = table.get("daemon", [])
+    sections = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    _demand(sections and rows != [], "'daemon' must be one or more [[daemon]] sections")
+    specs: dict[str, _DaemonSpec] = {}
     for number, row in enumerate(rows, 1):
-        spec = _row(row, f"daemon {row.get('name', number)!r}")
-        if spec.name in specs:
-            raise _TableError(f"daemon {spec.name!r}: 'name' stands twice")
-        specs[spec.name] = spec
-    _check_order(specs)
-    secrets = _section(table, "secrets")
-    for prefix, owner in secrets.items():
-        if not prefix:
-            raise _TableError("secrets: a prefix must not be empty")
-        if not isinstance(owner, str) or owner not in specs:
-            raise _TableError(f"secrets: {prefix!r} must name a daemon of the table, not {owner!r}")
-        for other in secrets:
-            if other.startswith(prefix) and secrets[other] != owner:
-                raise _TableError(f"secrets: {other!r} begins with {prefix!r}, which has another owner")
-    signals = {}
-    for name, action in _section(table, "signals").items():
-        if name not in ("HUP", "USR1"):
-            raise _TableError(f"signals: unknown key {name!r}; known are HUP and USR1")
-        if not isinstance(action, dict) or len(action) != 1 or not action.keys() <= {"forward", "restart"}:
-            raise _TableError(f'signals: {name!r} must be {{ forward = "NAME" }} or {{ restart = "NAME" }}')
-        ((verb, target),) = action.items()
-        if not isinstance(target, str) or target not in specs:
-            raise _TableError(f"signals: {name!r} must name a daemon of the table, not {target!r}")
-        signals[name] = (verb, target)
-    return tuple(specs.values()), secrets, signals
-
-
-def _section(table: dict[str, Any], name: str) -> dict[str, Any]:
-    section = table.get(name, {})
-    if not isinstance(section, dict):
-        raise _TableError(f"{name!r} must be a [{name}] section")
-    return section
-
-
-def _row(row: dict[str, Any], where: str) -> _DaemonSpec:
-    for key, value in row.items():
-        if key not in _FIELDS:
-            raise _TableError(f"{where}: unknown key {key!r}; known are {', '.join(_FIELDS)}")
-        meaning, is_right = _FIELDS[key]
-        if not is_right(value):
-            raise _TableError(f"{where}: {key!r} must be {meaning}")
-    for key in ("name", "argv"):
-        if key not in row:
-            raise _TableError(f"{where}: {key!r} is missing")
-    return _DaemonSpec(**row)
-
-
-def _check_order(specs: dict[str, _DaemonSpec]) -> None:
-    """Every `after` names a daemon, and none waits for itself in the end."""
+        where = f"daemon {row.get('name', number)!r}"
+        for key, value in row.items():
+            _demand(key in _FIELDS, f"{where}: unknown key {key!r}; known are {', '.join(_FIELDS)}")
+            meaning, is_right = _FIELDS[key]
+            _demand(is_right(value), f"{where}: {key!r} must be {meaning}")
+        for key in ("name", "argv"):
+            _demand(key in row, f"{where}: {key!r} is missing")
+        _demand(row["name"] not in specs, f"{where}: 'name' stands twice")
+        specs[row["name"]] = _DaemonSpec(**row)
     for spec in specs.values():
         for name in spec.after:
-            if name not in specs:
-                raise _TableError(f"daemon {spec.name!r}: 'after' names {name!r}, which is no daemon of the table")
+            _demand(name in specs, f"daemon {spec.name!r}: 'after' names {name!r}, which is no daemon of the table")
     waiting = dict(specs)
     while free := [name for name, spec in waiting.items() if not waiting.keys() & set(spec.after)]:
         for name in free:
             del waiting[name]
-    if waiting:
-        raise _TableError(f"daemon {next(iter(waiting))!r}: 'after' runs in a circle")
+    _demand(not waiting, f"daemon {next(iter(waiting), '')!r}: 'after' runs in a circle")
+    return tuple(specs.values())
+
+
+def _owners_and_signals_of(
+    table: dict[str, Any], names: list[str]
+) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    for section in ("secrets", "signals"):
+        _demand(isinstance(table.get(section, {}), dict), f"{section!r} must be a [{section}] section")
+    owners: dict[str, str] = table.get("secrets", {})
+    for prefix, owner in owners.items():
+        _demand(prefix != "", "secrets: a prefix must not be empty")
+        _demand(owner in names, f"secrets: {prefix!r} must name a daemon of the table, not {owner!r}")
+        for other in owners:
+            overlaps = other.startswith(prefix) and owners[other] != owner
+            _demand(not overlaps, f"secrets: {other!r} begins with {prefix!r}, which has another owner")
+    signals = {}
+    for name, action in table.get("signals", {}).items():
+        _demand(name in ("HUP", "USR1"), f"signals: unknown key {name!r}; known are HUP and USR1")
+        one = isinstance(action, dict) and list(action) in (["forward"], ["restart"])
+        _demand(one, f'signals: {name!r} must be {{ forward = "NAME" }} or {{ restart = "NAME" }}')
+        ((verb, target),) = action.items()
+        _demand(target in names, f"signals: {name!r} must name a daemon of the table, not {target!r}")
+        signals[name] = (verb, target)
+    return owners, signals
 
 
 # -- the log -----------------------------------------------------------------------------------------------------
@@ -1640,10 +1641,6 @@ class _Supervisor:
 # They read the state and send signals: no socket, no new way in. What they import, PID 1 does not pay for.
 
 
-class _Refusal(Exception):
-    """Why a command cannot do what it was asked; one line, exit 1."""
-
-
 def _state_path(name: str) -> str:
     directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
     if not directory:
@@ -2023,12 +2020,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _use_table(arguments[1])
             return _supervise()
         return _command_line(arguments)
-    except _TableError as error:
-        print(error, file=sys.stderr)
-        return 2
     except _Refusal as refusal:
         print(_one_line(str(refusal)), file=sys.stderr)
-        return 1
+        return refusal.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
