@@ -715,14 +715,12 @@ class _Nursery:
             program = _find_program(argv[0], env)
         except OSError as error:
             raise _CannotStart(f"execute {argv[0]}", error.errno or 0) from None
-        everything = signal.valid_signals()
-        dispositions = [number for number in everything if signal.getsignal(number) != signal.SIG_DFL]
         # A signal that came between fork and exec would run PID 1's handlers in the child.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, everything)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(program, argv, env, output, account, dispositions)
+                self._become(program, argv, env, output, account)
         except OSError as error:
             raise _CannotStart("fork", error.errno or 0) from None
         finally:
@@ -753,13 +751,7 @@ class _Nursery:
             pass
 
     def _become(
-        self,
-        program: str,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        output: int,
-        account: _Account | None,
-        dispositions: Iterable[int],
+        self, program: str, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None
     ) -> NoReturn:
         """The child's part of `start`: every step works, or the command is not executed.
 
@@ -772,8 +764,9 @@ class _Nursery:
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            for number in dispositions:
-                signal.signal(number, signal.SIG_DFL)
+            for sig in signal.valid_signals():
+                if signal.getsignal(sig) != signal.SIG_DFL:
+                    signal.signal(sig, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             _offer_to_oom_killer()
             step = "renounce privileges"
@@ -900,7 +893,6 @@ class _Shared:
         self.readers: dict[int, _Daemon] = {}  # descriptor to read
         self.due = 0.0  # when the next deadline of any daemon passes
         self.changed = True
-        self.shutdown_at: float | None = None
         self._oom_counter = _open_oom_counter()  # stays open: a death is told a fifth of a millisecond sooner
         self._oom_kills = self._count_oom_kills()
         self._said: set[str] = set()
@@ -1057,6 +1049,7 @@ class _Daemon:
 
     def _enter(self, state: str, deadline: float = float("inf")) -> None:
         self.state, self.deadline = state, deadline
+        self.ready = self.ready and state in _LIVE
         self._description = ""
         self._shared.due = min(self._shared.due, deadline)
         self._shared.changed = True
@@ -1064,7 +1057,6 @@ class _Daemon:
     def _start(self) -> None:
         """-> starting, running, failed, or backoff where it may work later"""
         asked, self._asked = self._asked, False
-        self.ready = False
         if not asked:
             self._say(f"starting {self.spec.name}")
         try:
@@ -1086,7 +1078,6 @@ class _Daemon:
     def _not_started(self, problem: _CannotStart, asked: bool = False) -> None:
         """-> backoff, failed"""
         self._kill_check()
-        self.ready = False
         if problem.code is None:
             self._asked = asked
             self._deaths += 1
@@ -1132,8 +1123,6 @@ class _Daemon:
     def _finish_check(self, problem: str) -> None:
         """checking -> stopping if there is no problem, else as before"""
         self._kill_check()
-        if self.state != _CHECKING:
-            return
         if self._check_again and self._may_check_again:
             self._may_check_again = False  # once: a storm of signals shall not put the restart off for ever
             self._start_check()
@@ -1156,12 +1145,11 @@ class _Daemon:
             self._signal(self._check, signal.SIGKILL)
             self._check = None
 
-    def _stop(self, then: str, kill_at: float | None = None) -> None:
+    def _stop(self, then: str, kill_at: float | None = None, back_at: float = float("inf")) -> None:
         """-> stopping; when the group is empty -> `then`"""
         assert self.process
         self._kill_check()
-        self.ready = False
-        self._then, self._killed = then, False
+        self._then, self._back_at, self._killed = then, back_at, False
         self._kill_at = self._shared.clock() + self.grace if kill_at is None else kill_at
         self._signal(self.process, signal.SIGTERM)
         self._signal(self.process, signal.SIGCONT)  # one that was stopped takes its TERM only now
@@ -1178,7 +1166,6 @@ class _Daemon:
             then, delay = _STARTING, 0.0
         elif policy == "always" or (policy == "on-failure" and code != 0):
             then, delay = _BACKOFF, _backoff(self._deaths)
-            self._back_at = now + delay
         else:
             then, delay = _EXITED, None
         self._say_exit(delay)
@@ -1186,7 +1173,7 @@ class _Daemon:
             self._say(f"{self.spec.name} is crash-looping: {self._deaths} deaths without {_STEADY_SECONDS:g} s of life")
             self._record("crash-looping", deaths=self._deaths)
         self.grace = _RESTART_GRACE_SECONDS
-        self._stop(then)
+        self._stop(then, back_at=float("inf") if delay is None else now + delay)
         self._go_on_if_gone()
 
     def _go_on_if_gone(self) -> bool:
@@ -1203,22 +1190,19 @@ class _Daemon:
             if self._then == _STARTING:
                 self._start()
             else:
+                self._enter(self._then, self._back_at)
                 if self._then == _STOPPED:
                     self.ended = _shell_code(code)
-                self._enter(self._then, self._back_at if self._then == _BACKOFF else float("inf"))
-                if self._then == _STOPPED:
                     self._record("stopped")
             return False
-        if now >= self._kill_at and not self._killed:
+        kill = now >= self._kill_at and not self._killed
+        if kill:
             self._killed = True
             self._signal(self.process, signal.SIGKILL)
             self._record("killed")
-            self._enter(_STOPPING, now + _POLL_INTERVAL)
-            return True
-        # From here on the end of the group may come without a signal to us.
-        unseen = self._killed or self.process.returncode is not None
+        unseen = self._killed or code is not None  # from here on the end of the group may come without a signal to us
         self._enter(_STOPPING, now + _POLL_INTERVAL if unseen else self._kill_at)
-        return False
+        return kill
 
     # what it needs for that
 
@@ -1290,17 +1274,18 @@ class _Daemon:
     def _say_exit(self, delay: float | None = None) -> None:
         assert self.process and self.process.returncode is not None
         code, uptime = self.process.returncode, self._shared.clock() - self._started_at
+        killer = _signal_name(-code) if code < 0 else None
         oom = self._shared.was_oom() if _shell_code(code) == 137 and not self._killed else False
         text = f"{self.spec.name} exited {_exit_text(code)}{' (out of memory)' if oom else ''}; up {uptime:.1f} s"
         if delay is not None:
             text += f"; restart {self.restarts + 1} in {delay:.1f} s"
         self._say(text)
         self._shared.log.flush()  # people first
-        self._last_exit = f"code {code}" if code >= 0 else _signal_name(-code)
+        self._last_exit = killer or f"code {code}"
         self._record(
             "exited",
-            code=code if code >= 0 else None,
-            signal=_signal_name(-code) if code < 0 else None,
+            code=None if killer else code,
+            signal=killer,
             uptime=round(uptime, 3),
             restarts=self.restarts,
             next_start_in=None if delay is None else round(delay, 3),
@@ -1323,14 +1308,14 @@ class _Daemon:
     def describe(self) -> str:
         """Its part of status.json, made anew only after a change."""
         if not self._description:
-            process, live = self.process, self.state in (*_LIVE, _STOPPING)
+            live = self.state in (*_LIVE, _STOPPING)
             wait = self.deadline - self._shared.clock()
             self._description = _json(
                 {
                     "name": self.spec.name,
                     "state": self.state,
-                    "ready": self.ready and self.state in _LIVE,
-                    "pid": process.pid if process and live else None,
+                    "ready": self.ready,
+                    "pid": self.process.pid if self.process and live else None,
                     "port": self.spec.port,
                     "user": self.spec.user,
                     "started_at": _timestamp(self._started_time) if self._starts else None,
@@ -1354,20 +1339,13 @@ class _Inbox:
     def __init__(self) -> None:
         self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._recorded: dict[int, None] = {}
-        self._before: list[tuple[int, Any]] = []
 
-    def __enter__(self) -> _Inbox:
+    def open(self) -> None:
+        """Called once by the program, before the first child: from now on signals are recorded until it ends."""
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        self._before = [(number, signal.signal(number, self._record)) for number in self._NUMBERS]
+        for number in self._NUMBERS:
+            signal.signal(number, self._record)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before:
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        os.close(self.fd)
-        os.close(self._wake)
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self._recorded[number] = None
@@ -1399,12 +1377,14 @@ class _Supervisor:
         self._state = state or _State("", secrets, self._log.say)
         self._inbox = inbox
         self._shared = _Shared(clock, self._log, self._state, secrets)
+        self.specs = list(specs)
+        self.shutdown_at: float | None = None  # the time of the first request
         self._daemons = [_Daemon(spec, self._shared) for spec in specs]
-        by_name = {daemon.spec.name: daemon for daemon in self._daemons}
+        self._by_name = {daemon.spec.name: daemon for daemon in self._daemons}
         for daemon in self._daemons:
-            daemon.after = [by_name[name] for name in daemon.spec.after if name in by_name]
-        self._by_name = by_name
+            daemon.after = [self._by_name[name] for name in daemon.spec.after if name in self._by_name]
         self._all, self._quiet = select.poll(), select.poll()  # the second while there is no room for a line more
+        self._quiet.register(self._log.fd, select.POLLOUT)
         self._registered: set[int] = set()
         self._awaits_reader = False
         self._last_read = -1
@@ -1417,17 +1397,9 @@ class _Supervisor:
     # the public face
 
     @property
-    def specs(self) -> list[_DaemonSpec]:
-        return [daemon.spec for daemon in self._daemons]
-
-    @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
         """One slot a daemon, in table order; its current process, or its last; pid 0 if there never was one."""
         return [(daemon.spec, daemon.process or _Process(0, daemon.failure or None)) for daemon in self._daemons]
-
-    @property
-    def shutdown_at(self) -> float | None:
-        return self._shared.shutdown_at
 
     def start_all(self) -> None:
         """Called once. Those that need not wait for others are started now, in table order, and have been executed."""
@@ -1454,17 +1426,18 @@ class _Supervisor:
 
     def request_shutdown(self, reason: str) -> None:
         """TERM to every group at once; `tick` does the rest. A second request changes nothing."""
-        if self._shared.shutdown_at is not None:
+        if self.shutdown_at is not None:
             return
-        now = self._shared.shutdown_at = self._shared.clock()
+        self.shutdown_at = self._shared.clock()
         self._log.say(f"shutting down ({reason}); forwarding SIGTERM")
         self._state.record("shutdown", None, os.getpid(), reason=reason)
         self._shared.changed = True
         for daemon in self._daemons:
-            daemon.shut_down(now + _GRACE_SECONDS)
+            daemon.shut_down(self.shutdown_at + _GRACE_SECONDS)
 
     def forward_signal(self, sig: int, name: str) -> bool:
         """Signal the daemon's own process. True when a live child was signalled."""
+        self._shared.changed = True
         daemon, what = self._by_name.get(name), _signal_name(sig)
         if self.shutdown_at is not None:
             why = "supervisor is shutting down"
@@ -1480,11 +1453,9 @@ class _Supervisor:
             else:
                 self._log.say(f"forwarded {what} to {name}")
                 self._state.record("signal", name, daemon.process.pid, signal=what, forwarded=True)
-                self._shared.changed = True
                 return True
         self._log.say(f"{what} for {name} dropped; {why}")
         self._state.record("signal", name, None, signal=what, forwarded=False, reason=why)
-        self._shared.changed = True
         return False
 
     def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
@@ -1542,11 +1513,10 @@ class _Supervisor:
             self._registered.add(fd)
         if self._log.stalled != self._awaits_reader:
             self._awaits_reader = self._log.stalled
-            for poll in (self._all, self._quiet):
-                if self._awaits_reader:
-                    poll.register(self._log.fd, select.POLLOUT)
-                else:
-                    poll.unregister(self._log.fd)
+            if self._awaits_reader:
+                self._all.register(self._log.fd, select.POLLOUT)
+            else:
+                self._all.unregister(self._log.fd)
         poll = self._all if self._log.has_room() else self._quiet
         milliseconds = None if timeout == float("inf") else min(timeout, 3600) * 1000
         # A signal that interrupts poll at its timeout makes it return nothing: a second look finds what came with it.
@@ -1624,14 +1594,13 @@ class _Supervisor:
     def _write_state(self, state: str = "") -> None:
         if not self._state.directory:
             return
-        signals = {name: {action: target} for name, (action, target) in _SIGNALS.items()}
         about = {
             "pid": os.getpid(),
             "start_ticks": self._start_ticks,
             "state": state or ("running" if self.shutdown_at is None else "shutting-down"),
             "started_at": self._started_at,
             "updated_at": _timestamp(time.time()),
-            "signals": signals,
+            "signals": {name: {action: target} for name, (action, target) in _SIGNALS.items()},
         }
         daemons = ", ".join(daemon.describe() for daemon in self._daemons)
         self._state.write(f'{_json(about)[:-1]}, "daemons": [{daemons}]}}')
@@ -1947,10 +1916,11 @@ def _supervise() -> int:
         log.close(time.monotonic() + _GRACE_SECONDS)
         return 0
     directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
-    with _Inbox() as inbox:
-        supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
-        supervisor.guard()
-        return supervisor.run()
+    inbox = _Inbox()
+    inbox.open()
+    supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
+    supervisor.guard()
+    return supervisor.run()
 
 
 def _command_line(arguments: list[str]) -> int:
