@@ -1623,14 +1623,16 @@ def _read_status() -> dict[str, Any]:
     path = _state_path("status.json")
     try:
         with open(path, encoding="utf-8") as file:
-            status = json.load(file)
-        return {"pid": status["pid"], "daemons": status["daemons"], "signals": status["signals"], **status}
+            status: dict[str, Any] = json.load(file)
+        if status.keys() >= {"pid", "daemons", "signals"}:
+            return status
     except FileNotFoundError:
         raise _Refusal(f"cannot find a supervisor: there is no {path}") from None
     except OSError as error:
         raise _Refusal(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise _Refusal(f"cannot read {path}: it is no status of a supervisor") from None
+    except (ValueError, AttributeError):
+        pass
+    raise _Refusal(f"cannot read {path}: it is no status of a supervisor")
 
 
 def _problem_with(status: dict[str, Any]) -> str:
@@ -1688,15 +1690,15 @@ def _status(options: Namespace) -> int:
     else:
         rows = [["NAME", "STATE", "READY", "PID", "UP SINCE", "RESTARTS", "LAST EXIT"]]
         for daemon in status["daemons"]:
-            live = daemon["pid"] is not None
-            back = f"back at {_local_time(daemon['next_start_at'], '%H:%M:%S')}"
+            since = _local_time(daemon["started_at"]) if daemon["pid"] else "-"
+            back = daemon["next_start_at"] and f"back at {_local_time(daemon['next_start_at'], '%H:%M:%S')}"
             rows.append(
                 [
                     daemon["name"],
                     _state_of(daemon),
                     "yes" if daemon["ready"] else "no",
                     str(daemon["pid"] or "-"),
-                    _local_time(daemon["started_at"]) if live else back if daemon["next_start_at"] else "-",
+                    back or since,
                     str(daemon["restarts"]),
                     daemon["last_exit"] or "-",
                 ]
@@ -1749,17 +1751,22 @@ def _read_events(path: str) -> list[str]:
     return lines
 
 
+def _newer(lines: list[str], last: str) -> list[str]:
+    """Those after the last that was seen, which is found again also after a rotation."""
+    return lines[len(lines) - lines[::-1].index(last) :] if last in lines else lines
+
+
 def _event_line(line: str) -> str:
     import json
 
     try:
         event = json.loads(line)
-        parts = [_local_time(event.pop("time")), event.pop("event"), event.pop("daemon") or "-"]
+        when, kind, daemon = _local_time(event.pop("time")), event.pop("event"), event.pop("daemon") or "-"
     except (ValueError, KeyError, AttributeError, TypeError):
         return _one_line(line.strip())
     last_lines = event.pop("last_lines", None) or []
     details = ", ".join(f"{key} {value}" for key, value in event.items() if value is not None and value is not False)
-    lines = [f"{parts[0]}  {parts[1]:<13} {parts[2]:<12} {details}", *(f"    | {line}" for line in last_lines)]
+    lines = [f"{when}  {kind:<13} {daemon:<12} {details}", *(f"    | {line}" for line in last_lines)]
     return "\n".join(map(_one_line, lines))
 
 
@@ -1771,24 +1778,31 @@ def _events(options: Namespace) -> int:
         raise _Refusal(f"cannot find events: there is no {path}")
     for line in lines[-options.n :] if options.n else []:
         print(show(line))
+    last = lines[-1] if lines else ""
     reader = select.poll()
     reader.register(1, 0)  # tells only when whoever reads us has left
     while options.follow:
         sys.stdout.flush()
         if reader.poll(200):
             break
-        for line in _newer(_read_events(path), lines):
-            lines = [line]
+        for line in _newer(_read_events(path), last):
             print(show(line))
+            last = line
     return 0
 
 
-def _newer(lines: list[str], seen: list[str]) -> list[str]:
-    """Those after the last that was seen, which is found again also after a rotation."""
-    for index in range(len(lines) - 1, -1, -1):
-        if seen and lines[index] == seen[-1]:
-            return lines[index + 1 :]
-    return lines
+def _way_to_reload(status: dict[str, Any], name: str) -> tuple[str, str]:
+    """The signal that reloads this daemon, and what the supervisor then does: forward or restart."""
+    ways = [(sig, verb, target) for sig, action in status["signals"].items() for verb, target in action.items()]
+    mine = [(sig, verb) for sig, verb, target in ways if target == name]
+    if not mine:
+        reloaded = ", ".join(target for _, _, target in ways) or "nobody"
+        raise _Refusal(f"cannot apply {name}: no signal reloads it; the table's signals reload {reloaded}")
+    if name not in [daemon["name"] for daemon in status["daemons"]]:
+        raise _Refusal(f"cannot apply {name}: it is not selected")
+    if status["state"] != "running":
+        raise _Refusal(f"cannot apply {name}: the supervisor is {status['state']}")
+    return mine[0]
 
 
 def _apply(options: Namespace) -> int:
@@ -1796,25 +1810,15 @@ def _apply(options: Namespace) -> int:
     import json
 
     status, name = _live_status(), options.name
-    known = {daemon["name"]: daemon for daemon in status["daemons"]}
-    sent = [(signal_name, *action) for signal_name, by in status["signals"].items() for action in by.items()]
-    ways = [(signal_name, verb) for signal_name, verb, target in sent if target == name]
-    if not ways:
-        reloaded = ", ".join(target for _, _, target in sent) or "nobody"
-        raise _Refusal(f"cannot apply {name}: no signal reloads it; the table's signals reload {reloaded}")
-    if name not in known:
-        raise _Refusal(f"cannot apply {name}: it is not selected")
-    if status["state"] != "running":
-        raise _Refusal(f"cannot apply {name}: the supervisor is {status['state']}")
-    ((signal_name, verb), *_) = ways
+    sig, verb = _way_to_reload(status, name)
     path = _state_path("events.jsonl")
-    seen = _read_events(path)
-    _send(status, signal_name)
+    last = (_read_events(path) or [""])[-1]
+    _send(status, sig)
     deadline = time.monotonic() + options.timeout
     restarted, heard = False, None
     while time.monotonic() < deadline:
-        for line in _newer(_read_events(path), seen):
-            seen = [line]
+        for line in _newer(_read_events(path), last):
+            last = line
             try:
                 event = json.loads(line)
                 kind, about = event["event"], event["daemon"]
@@ -1824,22 +1828,23 @@ def _apply(options: Namespace) -> int:
                 raise _Refusal(f"cannot apply {name}: the supervisor is shutting down")
             if about != name:
                 continue
-            if verb == "forward" and kind == "signal":
+            if kind in ("check-failed", "failed"):
+                raise _Refusal(f"cannot apply {name}: {event['reason']}; see the log of {name}")
+            if verb == "restart":
+                restarted = restarted or kind == "restarted"
+                if restarted and kind == "ready":
+                    print(f"{name} restarted and ready (pid {event['pid']})")
+                    return 0
+            elif kind == "signal":
                 if not event["forwarded"]:
                     raise _Refusal(f"cannot apply {name}: {event['reason']}")
                 heard = event["pid"]
                 deadline = min(deadline, time.monotonic() + 0.3)  # one that has no handler dies of it at once
-            if heard and kind == "exited":
-                raise _Refusal(f"cannot apply {name}: SIG{signal_name} ended it; see the log of {name}")
-            if kind in ("check-failed", "failed"):
-                raise _Refusal(f"cannot apply {name}: {event['reason']}; see the log of {name}")
-            restarted = restarted or kind == "restarted"
-            if restarted and kind == "ready":
-                print(f"{name} restarted and ready (pid {event['pid']})")
-                return 0
+            elif kind == "exited" and heard:
+                raise _Refusal(f"cannot apply {name}: SIG{sig} ended it; see the log of {name}")
         time.sleep(0.005)
     if heard:
-        print(f"{name} has got SIG{signal_name} (pid {heard})")
+        print(f"{name} has got SIG{sig} (pid {heard})")
         return 0
     raise _Refusal(f"cannot apply {name}: it is not ready after {options.timeout:g} s")
 
