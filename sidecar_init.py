@@ -1849,41 +1849,47 @@ def _apply(options: Namespace) -> int:
     raise _Refusal(f"cannot apply {name}: it is not ready after {options.timeout:g} s")
 
 
-def _plan(options: Namespace) -> int:
+def _obstacles(spec: _DaemonSpec) -> list[str]:
+    """Why this daemon, or its check, would not start."""
+    obstacles = []
+    for argv in filter(None, (spec.argv, spec.check)):
+        try:
+            _find_program(argv[0], _env_for_daemon(spec.name, os.environ))
+        except OSError as error:
+            obstacles.append(f"{spec.name}: cannot execute {argv[0]}: {error.strerror}")
+    if spec.user and os.geteuid() == 0:
+        try:
+            _Account(spec.user)
+        except (KeyError, ValueError):
+            obstacles.append(f"{spec.name}: cannot become {spec.user}: there is no such user")
+    return obstacles
+
+
+def _plan(_: Namespace) -> int:
     """What would run; starts nothing."""
-    problems: dict[str, None] = {}
     secrets = _Secrets(os.environb, _SECRETS)
 
     def clean(text: str) -> str:
         return secrets.redact(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
 
     specs = _selected_daemons(os.environ)
+    names = [spec.name for spec in specs]
     rows = [["ORDER", "NAME", "RUNS AS", "PORT", "AFTER", "RESTART", "COMMAND"]]
     for order, spec in enumerate(specs, 1):
-        for argv in filter(None, (spec.argv, spec.check)):
-            try:
-                _find_program(argv[0], _env_for_daemon(spec.name, os.environ))
-            except OSError as error:
-                problems[f"{spec.name}: cannot execute {argv[0]}: {error.strerror}"] = None
         user = spec.user or "(supervisor)"
-        if spec.user and os.geteuid() == 0:
-            try:
-                _Account(spec.user)
-            except (KeyError, ValueError):
-                problems[f"{spec.name}: cannot become {spec.user}: there is no such user"] = None
-        elif spec.user:
+        if spec.user and os.geteuid() != 0:
             user = f"(supervisor, not {spec.user}: not root)"
-        command = _one_line(clean(" ".join(spec.argv)))
+        after = ", ".join(name for name in spec.after if name in names) or "-"
+        command = clean(" ".join(spec.argv))
         command = command if len(command) <= 80 else command[:77] + "..."
-        after = ", ".join(name for name in spec.after if name in [other.name for other in specs]) or "-"
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
-    problems.update(dict.fromkeys(_exposed_secrets(specs)))
-    problems.update(dict.fromkeys(f"{name}: no such daemon in the table" for name in _unknown_names(os.environ)))
     if specs:
         _print_table(rows, {})
     else:
         print("no daemons selected; nothing to do")
-    for problem in problems:
+    problems = [obstacle for spec in specs for obstacle in _obstacles(spec)] + _exposed_secrets(specs)
+    problems += [f"{name}: no such daemon in the table" for name in _unknown_names(os.environ)]
+    for problem in dict.fromkeys(problems):
         print(_one_line(clean(problem)))
     return 1 if problems else 0
 
@@ -1949,38 +1955,32 @@ def _command_line(arguments: list[str]) -> int:
 
     parser = Parser(description="PID 1 of a container that holds several daemons. No command: supervise.")
     parser.add_argument("--version", action="version", version=f"sidecar-init {__version__}")
-    parser.add_argument("--table", metavar="FILE", help="a TOML file instead of the shipped table of daemons")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     plan = commands.add_parser("plan", help="what would run, as whom, what is missing; exit 1 if something is")
-    plan.add_argument(
-        "--table", metavar="FILE", help="a TOML file instead of the shipped table", default=argparse.SUPPRESS
-    )
-    plan.set_defaults(run=_plan)
+    for place in (parser, plan):
+        help_text = "a TOML file instead of the shipped table of daemons"
+        place.add_argument("--table", metavar="FILE", help=help_text, default=argparse.SUPPRESS)
     status = commands.add_parser("status", help="a table of the daemons, or JSON")
     status.add_argument("--json", action="store_true", help="as JSON")
-    status.set_defaults(run=_status)
-    health = commands.add_parser("health", help="0: the loop answers and every daemon is ready; 1: the reason")
-    health.set_defaults(run=_health)
+    commands.add_parser("health", help="0: the loop answers and every daemon is ready; 1: the reason")
     events = commands.add_parser("events", help="the last events, for people or as JSON lines")
     events.add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
     events.add_argument("--follow", action="store_true", help="go on with new ones until Ctrl-C")
     events.add_argument("--json", action="store_true", help="as JSON, one object a line")
-    events.set_defaults(run=_events)
     apply = commands.add_parser("apply", help="reload a daemon by its signal; wait until it is ready again")
     apply.add_argument("name", metavar="NAME", help="the daemon")
     apply.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
-    apply.set_defaults(run=_apply)
     options = parser.parse_args(arguments)
-    run = getattr(options, "run", None)
-    if options.table is not None and run not in (None, _plan):
-        parser.error("--table goes with plan, or without a command")
-    if options.table is not None:
+    if "table" in options:
+        if options.command not in (None, "plan"):
+            parser.error("--table goes with plan, or without a command")
         _use_table(options.table)
-    if not run:
+    if options.command is None:
         return _supervise()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
-    code: int = run(options)
+    run = {"plan": _plan, "status": _status, "health": _health, "events": _events, "apply": _apply}
+    code = run[options.command](options)
     sys.stdout.flush()
     return code
 
