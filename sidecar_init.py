@@ -406,13 +406,9 @@ class _Secrets:
         return max((value[i : i + 1] for i in range(len(value))), key=lambda byte: self._COMMON.find(byte) % 256)
 
     def redact(self, data: bytes) -> bytes:
-        for mark, value, _ in self._marked:
-            if mark in data and value in data:
-                return self._replaced(data)
-        return data
-
-    def _replaced(self, data: bytes) -> bytes:
         """Each stretch that values cover becomes the name of the first (longest) there."""
+        if not any(mark in data and value in data for mark, value, _ in self._marked):
+            return data
         parts, done = [], 0
         for start, end, name in self._stretches(data):
             parts += [data[done:start], name]
@@ -688,8 +684,7 @@ class _Nursery:
     def __init__(self) -> None:
         import ctypes
 
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._get_errno = ctypes.get_errno
+        self._libc, self._get_errno = ctypes.CDLL(None, use_errno=True), ctypes.get_errno
         self._no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         with open("/proc/self/status") as status:
             bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
@@ -979,13 +974,12 @@ class _Daemon:
         self._asked, self._deaths, self.grace, self._may_check_again = True, 0, grace, True
         if self.state == _STOPPING:
             self._then = _STARTING
-        elif self.state in _LIVE:
-            if self.spec.check:
-                self._start_check()
-            else:
-                self._stop(_STARTING)
-        else:
+        elif self.state not in _LIVE:
             self._start()
+        elif self.spec.check:
+            self._start_check()
+        else:
+            self._stop(_STARTING)
 
     def shut_down(self, kill_at: float) -> None:
         self._asked = False
@@ -1659,10 +1653,10 @@ def _send(status: dict[str, Any], name: str) -> None:
         raise _Refusal(f"cannot send SIG{name} to supervisor {status['pid']}: {error.strerror}") from None
 
 
-def _local_time(timestamp: str | None, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+def _local_time(timestamp: str, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     from datetime import datetime
 
-    return datetime.fromisoformat(timestamp).astimezone().strftime(form) if timestamp else "-"
+    return datetime.fromisoformat(timestamp).astimezone().strftime(form)
 
 
 def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
