@@ -886,6 +886,7 @@ class _Shared:
         self.may_restart = self.environ.get("BOT_BOTTLE_SIDECAR_RESTART") != "never"
         self.owners: dict[int, _Daemon] = {}  # pid of a daemon or of its check
         self.readers: dict[int, _Daemon] = {}  # descriptor to read
+        self.new_readers: list[int] = []  # those that the loop does not poll yet
         self.due = 0.0  # when the next deadline of any daemon passes
         self.changed = True
         self._oom_counter = _open_oom_counter()  # stays open: a death is told a fifth of a millisecond sooner
@@ -1244,6 +1245,7 @@ class _Daemon:
                 raise _CannotStart("open a pipe", error.errno or 0) from None
             os.set_blocking(self._output[0], False)
             self._shared.readers[self._output[0]] = self
+            self._shared.new_readers.append(self._output[0])
         os.set_blocking(self._output[1], True)  # an earlier life may have changed what it shares with the next
         if account:
             try:
@@ -1379,7 +1381,6 @@ class _Supervisor:
             daemon.after = [self._by_name[name] for name in daemon.spec.after if name in self._by_name]
         self._all, self._quiet = select.poll(), select.poll()  # the second while there is no room for a line more
         self._quiet.register(self._log.fd, select.POLLOUT)
-        self._registered: set[int] = set()
         self._awaits_reader = False
         self._last_read = -1
         self._done = False
@@ -1502,9 +1503,8 @@ class _Supervisor:
 
     def _poll(self, timeout: float) -> list[int]:
         """Sleep until something happens: the one place. Returns the descriptors that can be read."""
-        for fd in self._shared.readers.keys() - self._registered:
-            self._all.register(fd, select.POLLIN)
-            self._registered.add(fd)
+        while self._shared.new_readers:
+            self._all.register(self._shared.new_readers.pop(), select.POLLIN)
         if self._log.stalled != self._awaits_reader:
             self._awaits_reader = self._log.stalled
             if self._awaits_reader:
