@@ -694,7 +694,7 @@ class _Nursery:
 
     def _open_report(self) -> None:
         """A child that cannot become its command tells why here; exec closes it."""
-        self._report, self._confession = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._report, self._report_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def prctl(self, option: int, argument: int) -> None:
         self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
@@ -729,7 +729,7 @@ class _Nursery:
 
     def settle(self) -> None:
         """Wait until all children have become their commands, or told why not; a second, if somebody stops one."""
-        os.close(self._confession)
+        os.close(self._report_end)
         writers = select.poll()
         writers.register(self._report, 0)  # tells only when the last is gone
         writers.poll(1000)
@@ -782,7 +782,7 @@ class _Nursery:
             os.execve(program, list(argv), dict(env))
         except Exception as error:
             number = getattr(error, "errno", None) or errno.EINVAL
-            os.write(self._confession, os.fsencode(_one_line(f"{os.getpid()} {number} {step}"[:1000])) + b"\n")
+            os.write(self._report_end, os.fsencode(_one_line(f"{os.getpid()} {number} {step}"[:1000])) + b"\n")
         finally:
             os._exit(127)
 
@@ -1709,11 +1709,8 @@ def _health(_: Namespace) -> int:
     path = _state_path("status.json")
     before = _version(path)
     _send(status, "USR2")
-    deadline = time.monotonic() + 1
-    while _version(path) == before:
-        if time.monotonic() > deadline:
-            raise _Refusal(f"unhealthy: supervisor {status['pid']} does not answer")
-        time.sleep(0.002)
+    if not _has_changed(path, before, time.monotonic() + 1):
+        raise _Refusal(f"unhealthy: supervisor {status['pid']} does not answer")
     status = _live_status()
     if status["state"] != "running":
         raise _Refusal(f"unhealthy: the supervisor is {status['state']}")
@@ -1724,11 +1721,21 @@ def _health(_: Namespace) -> int:
     return 0
 
 
-def _version(path: str) -> tuple[int, int]:
+def _version(path: str) -> tuple[int, ...]:
     try:
-        return os.stat(path).st_ino, os.stat(path).st_mtime_ns
-    except OSError as error:
-        raise _Refusal(f"cannot read {path}: {error.strerror}") from None
+        file = os.stat(path)
+    except OSError:
+        return ()
+    return file.st_ino, file.st_mtime_ns, file.st_size
+
+
+def _has_changed(path: str, version: tuple[int, ...], deadline: float) -> bool:
+    """Wait until the file is no longer what it was; False: at the deadline it still is."""
+    while _version(path) == version:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def _read_events(path: str) -> list[str]:
@@ -1811,6 +1818,7 @@ def _apply(options: Namespace) -> int:
     deadline = time.monotonic() + options.timeout
     restarted, heard = False, None
     while time.monotonic() < deadline:
+        version = _version(path)
         for line in _newer(_read_events(path), last):
             last = line
             try:
@@ -1836,7 +1844,7 @@ def _apply(options: Namespace) -> int:
                 deadline = min(deadline, time.monotonic() + 0.3)  # one that has no handler dies of it at once
             elif kind == "exited" and heard:
                 raise _Refusal(f"cannot apply {name}: SIG{sig} ended it; see the log of {name}")
-        time.sleep(0.005)
+        _has_changed(path, version, deadline)
     if heard:
         print(f"{name} has got SIG{sig} (pid {heard})")
         return 0
