@@ -98,7 +98,7 @@ class World:
         self.ssh_port, self.git_port, self.http_port = free_port(), free_port(), free_port()
         self._daemons: list[Daemon] = []
         self.environment = {
-            "PATH": os.environ["PATH"],
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the hook runs in this Python
             "HOME": str(self.dir),
             "GIT_GATE_APP": str(ROOT / "app"),
             "GIT_GATE_ROOT": str(self.mirrors),

@@ -371,11 +371,13 @@ class BrokenTests(EgressTestCase):
         self.assertEqual([], self.upstream.connects)
 
     def test_addon_that_cannot_be_loaded_ends_the_start(self) -> None:
-        for code in ("raise RuntimeError('broken')", "Egress.load = lambda self, loader: 1 / 0"):
+        codes = ("raise RuntimeError('broken')", "Egress.load = lambda self, loader: 1 / 0")
+        broken = [(code, self.new_egress()) for code in codes]
+        for code, egress in broken:
+            egress.patch(code)
+            egress.spawn()
+        for code, egress in broken:
             with self.subTest(code):
-                egress = self.new_egress()
-                egress.patch(code)
-                egress.spawn()
                 self.assertEqual(1, egress.ended())
 
     def test_addon_that_does_nothing_opens_no_port(self) -> None:

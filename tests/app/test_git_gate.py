@@ -50,7 +50,7 @@ class WhatPasses(GateCase):
                 self.assert_mirror_is_upstream()
 
     def test_commits_in_which_gitleaks_finds_nothing_to_read(self) -> None:
-        work = self.world.clone(self.world.by_git())
+        work = self.world.clone_of_upstream(self.world.by_git())
         self.world.commit(work, {"gone": "a\n", "moved": "b\n" * 9, "emptied": "c\n", "script": "d\n"})
         self.assert_accepted(work, "HEAD:refs/heads/odd")
         self.world.commit(work, {}, "empty commit")
@@ -71,7 +71,7 @@ class WhatPasses(GateCase):
         self.assert_accepted(work, f"{merge}:refs/heads/odd")
 
     def test_branches_and_tags_come_go_and_move_together(self) -> None:
-        work = self.world.clone(self.world.by_git())
+        work = self.world.clone_of_upstream(self.world.by_git())
         old = self.world.git("rev-parse", "HEAD", cwd=work)
         self.world.commit(work, {"one": "1\n"})
         self.world.git("tag", "-a", "-m", "a release", "v1", cwd=work)
@@ -83,7 +83,7 @@ class WhatPasses(GateCase):
         self.assertNotIn("light", self.world.both()[0])
 
     def test_what_upstream_refuses_is_refused_with_its_reason_and_as_a_whole(self) -> None:
-        work = self.world.clone(self.world.by_git())
+        work = self.world.clone_of_upstream(self.world.by_git())
         self.world.commit(work, {"protected": "1\n"})
         hook = self.world.hook("update", 'case $1 in *protected) echo "this branch is protected"; exit 1;; esac')
         self.addCleanup(hook.unlink)
@@ -91,7 +91,7 @@ class WhatPasses(GateCase):
         self.assertIn("this branch is protected", said)
 
     def test_a_push_that_is_behind_upstream_is_told_to_fetch(self) -> None:
-        work = self.world.clone(self.world.by_git())
+        work = self.world.clone_of_upstream(self.world.by_git())
         self.world.commit(work, {"behind": "1\n"})
         seed = self.world.dir / "seed-demo"
         self.world.git("pull", "--quiet", "origin", "main", cwd=seed)
