@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,22 +63,33 @@ class Reply:
 
 
 class SuperviseTestCase(unittest.TestCase):
-    """Starts the server on a free port, over state files of its own."""
+    """A server on a free port, which serves the tests of a class until one ends it; state files for each test."""
 
     override = "pass"  # sets constants of the module, where a test cannot wait for the real ones
+    process: subprocess.Popen[str]
+    port: int
+    status_file: Path
+    events_file: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        state = Path(cls.enterClassContext(tempfile.TemporaryDirectory())) / "state"
+        cls.status_file, cls.events_file = state / "status.json", state / "events.jsonl"
+        cls.start()
+        cls.addClassCleanup(cls.stop)
 
     def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.status_file = Path(directory.name) / "status.json"
-        self.events_file = Path(directory.name) / "events.jsonl"
+        shutil.rmtree(self.status_file.parent, ignore_errors=True)
+        self.status_file.parent.mkdir()
         self.write_status(STATUS)
         self.write_events([event(1), event(2, "pipelock"), event(3, None, "signal")])
-        self.start()
+        if self.process.poll() is not None:
+            self.start()
 
-    def start(self, port: str = "0") -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", f"import supervise_server as server; {self.override}; server.main()"],
+    @classmethod
+    def start(cls, port: str = "0") -> None:
+        cls.process = subprocess.Popen(
+            [sys.executable, "-S", "-c", f"import supervise_server as server; {cls.override}; server.main()"],
             cwd=APP,
             env={
                 **os.environ,
@@ -85,21 +97,21 @@ class SuperviseTestCase(unittest.TestCase):
                 "SUPERVISE_HOST": "127.0.0.1",
                 "SUPERVISE_PORT": port,
                 "SUPERVISE_ALLOWED_ORIGINS": "https://desk.example, https://other.example",
-                "SIDECAR_STATUS_FILE": str(self.status_file),
-                "SIDECAR_EVENTS_FILE": str(self.events_file),
+                "SIDECAR_STATUS_FILE": str(cls.status_file),
+                "SIDECAR_EVENTS_FILE": str(cls.events_file),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.addCleanup(self.stop)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
+        assert cls.process.stdout is not None
+        cls.port = int(cls.process.stdout.readline().rpartition(":")[2])
 
-    def stop(self) -> str:
+    @classmethod
+    def stop(cls) -> str:
         """End the server, however it fares; what it wrote to stderr."""
-        self.process.kill()
-        return self.process.communicate()[1]
+        cls.process.kill()
+        return cls.process.communicate()[1]
 
     def write_status(self, status: object) -> None:
         self.status_file.write_text(json.dumps(status))
@@ -552,7 +564,7 @@ class Http(SuperviseTestCase):
     def test_an_address_that_cannot_be_had_is_one_line_and_exit_1(self) -> None:
         for host, port in (("127.0.0.1", str(self.port)), ("127.0.0.1", "x"), ("127.0.0.1", "70000")):
             env = {**os.environ, "SUPERVISE_HOST": host, "SUPERVISE_PORT": port}
-            command = [sys.executable, str(APP / "supervise_server.py")]
+            command = [sys.executable, "-S", str(APP / "supervise_server.py")]
             ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
             self.assertEqual(ended.returncode, 1)
             self.assertRegex(ended.stderr, rf"\Acannot listen on {host}:{port}: .*\n\Z")
@@ -628,9 +640,10 @@ class ShortPatience(SuperviseTestCase):
             pass
 
     def test_a_request_that_never_becomes_whole_is_dropped(self) -> None:
-        for data in (b"", b"G", b"POST /mcp HTTP/1.1\r\nA: b\r\n", b"POST /mcp HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"):
+        parts = (b"", b"G", b"POST /mcp HTTP/1.1\r\nA: b\r\n", b"POST /mcp HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+        for data, peer in [(data, self.raw(data)) for data in parts]:
             with self.subTest(data):
-                self.assert_closed(self.raw(data))
+                self.assert_closed(peer)
         self.assert_serving_and_silent()
 
     def test_a_request_that_trickles_is_dropped_though_it_never_pauses(self) -> None:
