@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -23,10 +24,20 @@ needs_yaml = unittest.skipUnless(find_spec("yaml"), "no PyYAML: pip install PyYA
 
 def compose_command() -> list[str] | None:
     """The plugin, or the older program of its own; None where neither is installed."""
-    for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]) and subprocess.run([*command, "version"], capture_output=True).returncode == 0:
-            return command
-    return None
+    plugin = ["docker", "compose"]
+    if shutil.which("docker") and subprocess.run([*plugin, "version"], capture_output=True).returncode == 0:
+        return plugin
+    return ["docker-compose"] if shutil.which("docker-compose") else None
+
+
+@functools.cache
+def read_by_compose() -> subprocess.CompletedProcess[str] | None:
+    """What compose makes of the file; None where there is no compose."""
+    compose = compose_command()
+    if compose is None:
+        return None
+    command = [*compose, "--file", str(COMPOSE), "config"]
+    return subprocess.run(command, env={**os.environ, "EGRESS_TOKEN_GITHUB": "a-token"}, capture_output=True, text=True)
 
 
 def load(text: str) -> Any:
@@ -72,12 +83,9 @@ class Compose(unittest.TestCase):
 
     def configured(self) -> str:
         """The file as compose understands it."""
-        compose = compose_command()
-        if compose is None:
+        ended = read_by_compose()
+        if ended is None:
             self.skipTest("neither `docker compose` nor docker-compose is installed")
-        command = [*compose, "--file", str(COMPOSE), "config"]
-        env = {**os.environ, "EGRESS_TOKEN_GITHUB": "a-token"}
-        ended = subprocess.run(command, env=env, capture_output=True, text=True)
         self.assertEqual(ended.returncode, 0, ended.stderr)
         return ended.stdout
 
