@@ -47,26 +47,31 @@ class ShutdownTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(5), 0)
 
     def test_a_second_term_changes_nothing(self) -> None:
-        with Bundle([daemon("a", *SIGNALS, "--stay")], tunables={"_GRACE_SECONDS": 0.5}) as bundle:
+        let_go = self.scratch() / "let-go"
+        with Bundle([daemon("a", *SIGNALS, "--end-when", str(let_go))]) as bundle:
             bundle.wait_for(b"[a] ready\n")
             bundle.signal(SIGTERM)
             bundle.wait_for(b"[a] SIGTERM\n")
             bundle.signal(SIGTERM)
             bundle.signal(SIGINT)
-            self.assertEqual(bundle.exit(), 137)
+            bundle.catch_up()
+            let_go.touch()
+            self.assertEqual(bundle.exit(), 0)
             self.assertEqual(bundle.lines("a").count(b"SIGTERM"), 1)
             self.assertEqual(bundle.log.count(b"forwarding SIGTERM"), 1)
 
     def test_hup_and_usr1_do_nothing_while_shutting_down(self) -> None:
-        daemons = [daemon("egress", *SIGNALS, "--stay"), daemon("pipelock", *SIGNALS)]
-        with Bundle(daemons, tunables={"_GRACE_SECONDS": 1.0}) as bundle:
+        let_go = self.scratch() / "let-go"
+        daemons = [daemon("egress", *SIGNALS, "--end-when", str(let_go)), daemon("pipelock", *SIGNALS)]
+        with Bundle(daemons) as bundle:
             bundle.wait_for(b"] ready\n", times=2)
             bundle.signal(SIGTERM)
             bundle.wait_for(b"shutting down (SIGTERM)")
             bundle.signal(SIGHUP)
             bundle.signal(SIGUSR1)
             bundle.wait_for(b"sidecar-init: restart pipelock skipped; supervisor is shutting down")
-            bundle.exit()
+            let_go.touch()
+            self.assertEqual(bundle.exit(), 0)
             self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
             self.assertEqual(bundle.log.count(b"starting pipelock"), 1)
 
