@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -268,10 +269,9 @@ class Namespace:
 
     def exit(self, seconds: float = PATIENCE) -> int:
         """Wait for the end; the exit code, negative for a death by signal."""
-        try:
-            code = self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still there after {seconds:g} s; left: {self.processes()}") from None
+        if self.running() and not _ends_within(seconds, self._process.pid):
+            raise AssertionError(f"still there after {seconds:g} s; left: {self.processes()}")
+        code = self._process.wait()
         if self._reader is not None:
             self._reader.finish(PATIENCE)
         return code
@@ -365,18 +365,16 @@ class Bundle(Namespace):
             signals = {name: action for name, action in shipped.items() if names.issuperset(action.values())}
         path = self.directory / "table.toml"
         path.write_text(table(daemons, signals, secrets or {}))
-        start = [*PYTHON, str(MODULE)] if as_file else [*PYTHON, "-c", _launcher(tunables or {})]
+        start = [*PYTHON, str(MODULE)] if as_file else _launch(tunables or {})
         self.argv = [*start, "--table", str(path)]
 
     def command(self, *arguments: str, seconds: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
         """Run one of the module's commands inside."""
-        return self.inside([*PYTHON, str(MODULE), *arguments], seconds, **env)
+        return self.inside([*COMMAND, *arguments], seconds, **env)
 
     def lines(self, name: str) -> list[bytes]:
         """What a daemon said, line by line, without the prefix."""
-        prefix = b"[%s] " % name.encode()
-        whole_lines = self.log.split(b"\n")[:-1]
-        return [line[len(prefix) :] for line in whole_lines if line.startswith(prefix)]
+        return re.findall(rb"^\[%s\] (.*)\n" % re.escape(name.encode()), self.log, re.MULTILINE)
 
     def own_lines(self) -> list[str]:
         """What the supervisor itself said, without the prefix."""
@@ -474,14 +472,23 @@ def _children(pid: int) -> list[int]:
         return []
 
 
+def _ends_within(seconds: float, pid: int) -> bool:
+    """Wait for the end of a child; subprocess would look for it 20 times a second."""
+    handle = os.pidfd_open(pid)
+    try:
+        return bool(select.select([handle], [], [], seconds)[0])
+    finally:
+        os.close(handle)
+
+
 def _status_number(pid: int, field: str) -> int:
     match = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert match is not None, f"no {field} in /proc/{pid}/status"
     return int(match[1])
 
 
-def _launcher(tunables: Mapping[str, float]) -> str:
-    return f"""
+def _launch(tunables: Mapping[str, float]) -> list[str]:
+    program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import sidecar_init
@@ -490,6 +497,10 @@ for name, value in {dict(tunables)!r}.items():
     setattr(sidecar_init, name, value)
 sys.exit(sidecar_init.main(sys.argv[1:]))
 """
+    return [*PYTHON, "-c", program]
+
+
+COMMAND = _launch({})
 
 
 @contextlib.contextmanager

@@ -4,13 +4,14 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 from tests.pidns.harness import (
+    COMMAND,
     PATIENCE,
-    PYTHON,
     SLEEP,
     Bundle,
     Collector,
@@ -21,10 +22,9 @@ from tests.pidns.harness import (
     shell,
     small_disk,
 )
-from tests.support import MODULE, wait_until
+from tests.support import wait_until
 
 SIGNALS = child("signals.py")
-COMMAND = [*PYTHON, str(MODULE)]
 
 
 class StatusTest(NamespaceTestCase):
@@ -169,7 +169,7 @@ class EventsTest(NamespaceTestCase):
                 self.assertEqual(times, sorted(times))
 
     def test_a_closed_pipe_is_no_error(self) -> None:
-        one_line = shell(f"{' '.join(COMMAND)} events --follow | head -n 1")
+        one_line = shell(f"{shlex.join(COMMAND)} events --follow | head -n 1")
         with Bundle([daemon("egress", *SIGNALS)]) as bundle:
             bundle.wait_for(b"[egress] ready")
             with Namespace(one_line, inside=bundle, env=bundle.env) as command:
