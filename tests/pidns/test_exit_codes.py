@@ -1,6 +1,5 @@
 """What a daemon's end is called in the log and in the events, and what the supervisor's own exit code becomes of it."""
 
-import contextlib
 import re
 from signal import SIGTERM, Signals
 
@@ -36,11 +35,10 @@ class SupervisorTest(NamespaceTestCase):
     def test_the_exit_code_is_that_of_the_daemon_that_failed(self) -> None:
         ends = {f"exit {code}": code for code in (0, 1, 2, 7, 126, 127, 128, 130, 254, 255)}
         ends |= {f"kill -{number} $$": 128 + number for number in (1, 2, 6, 9, 11, 15, 40, 64)}
-        with contextlib.ExitStack() as stack:
-            bundles = {script: Bundle([daemon("a", *shell(script)), daemon("b", "true")]) for script in ends}
-            for bundle in bundles.values():
-                stack.enter_context(bundle)
-            self.assertEqual({script: bundle.exit() for script, bundle in bundles.items()}, ends)
+        bundles = {
+            script: self.enterContext(Bundle([daemon("a", *shell(script)), daemon("b", "true")])) for script in ends
+        }
+        self.assertEqual({script: bundle.exit() for script, bundle in bundles.items()}, ends)
 
     def test_of_several_failures_the_worst_is_told(self) -> None:
         with Bundle([daemon(f"d{code}", *shell(f"exit {code}")) for code in (3, 200, 0, 9)]) as bundle:
@@ -53,18 +51,20 @@ class SupervisorTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(), 3)
 
     def test_of_a_shutdown_the_worst_end_is_told(self) -> None:
-        def after_term(*argv: str) -> int:
+        def started(*argv: str) -> Bundle:
             daemons = [daemon("a", *argv), daemon("b", *child("signals.py"))]
-            with Bundle(daemons, tunables={"_GRACE_SECONDS": 0.2}) as bundle:
-                bundle.wait_for(b"[b] ready")
-                bundle.wait_for(b"[a] ready")
-                bundle.signal(SIGTERM)
-                return bundle.exit()
+            return self.enterContext(Bundle(daemons, tunables={"_GRACE_SECONDS": 0.3}))
 
-        self.assertEqual(after_term(*child("signals.py")), 0)
-        self.assertEqual(after_term(*child("signals.py", "--end", 5)), 5)
-        self.assertEqual(after_term(*shell("echo ready; exec sleep 1000")), 143)
-        self.assertEqual(after_term(*child("signals.py", "--stay")), 137)
+        expected = {
+            started(*child("signals.py")): 0,
+            started(*child("signals.py", "--end", 5)): 5,
+            started(*shell("echo ready; exec sleep 1000")): 143,
+            started(*child("signals.py", "--stay")): 137,
+        }
+        for bundle in expected:
+            bundle.wait_for(b"] ready", times=2)
+            bundle.signal(SIGTERM)
+        self.assertEqual({bundle: bundle.exit() for bundle in expected}, expected)
 
     def test_a_command_that_is_missing_or_not_executable_takes_nobody_down(self) -> None:
         not_executable = self.scratch() / "plain-file"
