@@ -7,7 +7,7 @@ import time
 
 count = int(sys.argv[1])
 item = b"%07d" + os.fsencode(sys.argv[2] if len(sys.argv) > 2 else "\n")
-data = b"".join(map(item.__mod__, range(count)))
+data = item * count % (*range(count),)
 start = 0
 while start < len(data):
     start += os.write(1, data[start : start + random.choice((1, 17, 300, 4096, 65536, 100_000))])

@@ -23,7 +23,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 def _numbered(count: int, separator: bytes = b"\n") -> bytes:
     """What numbered.py writes."""
-    return b"".join(map((b"%07d" + separator).__mod__, range(count)))
+    return (b"%07d" + separator) * count % (*range(count),)
 
 
 class FidelityTest(NamespaceTestCase):
@@ -37,15 +37,17 @@ class FidelityTest(NamespaceTestCase):
         def stall() -> None:
             if dice.random() < 0.2:
                 time.sleep(dice.choice((0.005, 0.02, 0.06)))
-                with contextlib.suppress(FileNotFoundError):  # it has ended
-                    sizes.append(bundle.proc("VmRSS"))
+
+        def all_is_there(data: bytearray) -> bool:
+            sizes.append(bundle.proc("VmRSS"))
+            return len(data) > size
 
         with bundle:
             bundle.wait_for_stall("numbered.py", 5)
             before = bundle.proc("VmRSS")
             bundle.reader.before_each_read = stall
             bundle.reader.resume()
-            self.assertTrue(bundle.reader.wait_for(lambda data: len(data) > size, 30))
+            self.assertTrue(bundle.reader.wait_for(all_is_there, 30))
             bundle.reader.before_each_read = lambda: None
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 143)
@@ -144,7 +146,7 @@ class StalledReaderTest(NamespaceTestCase):
             self.assertLess(bundle.proc("VmRSS") - idle, 4 * KIB)
 
     def test_term_ends_it_within_the_grace(self) -> None:
-        with Bundle([daemon("flood", *child("flood.py"))], reading=False, tunables={"_GRACE_SECONDS": 0.5}) as bundle:
+        with Bundle([daemon("flood", *child("flood.py"))], reading=False, tunables={"_GRACE_SECONDS": 0.3}) as bundle:
             bundle.wait_for_stall("flood.py")
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(5), 143)
@@ -288,7 +290,7 @@ class KindsOfStdoutTest(NamespaceTestCase):
     def _ends_when_stalled(self, ours: int, theirs: int) -> None:
         with (
             _closing(ours, theirs),
-            Bundle([daemon("flood", *child("flood.py"))], stdout=theirs, tunables={"_GRACE_SECONDS": 0.5}) as bundle,
+            Bundle([daemon("flood", *child("flood.py"))], stdout=theirs, tunables={"_GRACE_SECONDS": 0.3}) as bundle,
         ):
             bundle.wait_for_state("flood", "running")
             bundle.wait_for_stall("flood.py")

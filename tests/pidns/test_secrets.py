@@ -419,7 +419,7 @@ class AccountTest(SecretsTestCase):
         state.mkdir(mode=0o777)
         state.chmod(0o777)
         rows = [daemon("egress", *self.ASK, user=OWNER, restart="on-failure")]
-        bundle = Bundle(rows, state_dir=str(state))
+        bundle = Bundle(rows, state_dir=str(state), tunables={"_BACKOFF_FIRST": 0.05})
         bundle.argv = [self.interpreter(), *bundle.argv[1:]]
         bundle.state = state
         account = ["--reuid", OTHER, "--regid", OTHER, "--init-groups"]
@@ -462,7 +462,6 @@ class RedactionTest(unittest.TestCase):
     def assert_hidden(self, log: bytes) -> None:
         joined = log.replace(b"\n[egress] ", b"")  # what a broken line says when it is put together again
         for value in VALUES:
-            self.assertNotIn(value.encode(), log)
             self.assertNotIn(value.encode(), joined)
 
     def test_a_value_is_hidden_wherever_reads_split_it(self) -> None:
