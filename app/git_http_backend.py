@@ -65,16 +65,16 @@ def main() -> int:
     except OSError as error:
         print(f"cannot listen on {_LISTEN}:{_PORT}: {error.strerror}", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, _stop)
-    print(f"git-http: serving {_ROOT} on port {_PORT}", file=sys.stderr, flush=True)
     with contextlib.suppress(_Stop):
+        signal.signal(signal.SIGTERM, _stop)
+        print(f"git-http: serving {_ROOT} on port {_PORT}", file=sys.stderr, flush=True)
         server.serve_forever(poll_interval=3600)
     server.server_close()
     server.wait_for_backends()
     return 0
 
 
-class _Stop(Exception):
+class _Stop(BaseException):  # socketserver swallows what is an Exception
     pass
 
 
