@@ -94,9 +94,10 @@ class FidelityTest(NamespaceTestCase):
             self.assertEqual(bundle.log.count(b"forged"), 2)
 
     def test_a_grandchild_that_keeps_the_pipe_delays_nothing_and_is_still_heard(self) -> None:
-        speak = self.scratch() / "speak"
-        later = f"setsid sh -c 'until [ -e {speak} ]; do sleep 0.02; done; echo late' &"
-        with Bundle([daemon("a", *shell(f"{later} echo early; exit 3")), daemon("b", *SLEEP)]) as bundle:
+        speak, apart = self.scratch() / "speak", self.scratch() / "apart"
+        later = f"setsid sh -c 'touch {apart}; until [ -e {speak} ]; do sleep 0.02; done; echo late' &"
+        script = f"{later} until [ -e {apart} ]; do sleep 0.02; done; echo early; exit 3"
+        with Bundle([daemon("a", *shell(script)), daemon("b", *SLEEP)]) as bundle:
             bundle.wait_for(b"sidecar-init: a exited with code 3")
             self.assertEqual(bundle.lines("a"), [b"early"])
             speak.touch()

@@ -44,7 +44,7 @@ class PolicyTest(NamespaceTestCase):
         with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_RESTART": "never"}) as bundle:
             bundle.wait_for(b"a exited with code 3")
             self.assertEqual(bundle.wait_for_event("exited", "a")["next_start_in"], None)
-            self.assertEqual(bundle.daemon("b")["state"], "running")
+            bundle.wait_for_state("b", "running")
             os.kill(bundle.running_commands("sleep 1000")[0].pid, SIGKILL)
             self.assertEqual(bundle.exit(), 137)
 
@@ -88,6 +88,7 @@ class ReadinessTest(NamespaceTestCase):
             listen.touch()
             bundle.wait_for_state("second", "running")
             self.assertTrue(bundle.wait_for_state("first", "running")["ready"])
+            bundle.wait_for(b"sidecar-init: starting second")
             log = bundle.log
             self.assertLess(log.index(b"[first] listening\n"), log.index(b"sidecar-init: starting second"))
             self.assertRegex(log, rb"sidecar-init: first ready after \d+\.\d+ s")
