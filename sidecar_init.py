@@ -689,12 +689,9 @@ class _Nursery:
         with open("/proc/self/status") as status:
             bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
         self._bounding_set = [number for number in range(64) if bounding >> number & 1]
-        self.problems: dict[int, _CannotStart] = {}  # of those that are not reaped yet
-        self._open_report()
-
-    def _open_report(self) -> None:
-        """A child that cannot become its command tells why here; exec closes it."""
-        self._report, self._report_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._report: tuple[int, int] | None = None  # where the children of a batch tell why they fail; exec closes it
+        self._commands: dict[int, str] = {}  # of that batch
+        self._problems: dict[int, _CannotStart] = {}
 
     def prctl(self, option: int, argument: int) -> None:
         self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
@@ -705,48 +702,57 @@ class _Nursery:
             raise OSError(number, os.strerror(number))
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None) -> int:
-        """Fork a child that becomes the command; it is not waited for: if it fails, `problem` will tell."""
+        """Fork a child that becomes the command; `await_exec` tells whether it did. Several can do so side by side."""
+        step = f"execute {argv[0]}"
         try:
             program = _find_program(argv[0], env)
+            step = "open a pipe"
+            self._report = self._report or os.pipe2(os.O_CLOEXEC)
+            step = "fork"
+            # A signal that came between fork and exec would run PID 1's handlers in the child.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._become(program, argv, env, output, account, self._report[1])
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         except OSError as error:
-            raise _CannotStart(f"execute {argv[0]}", error.errno or 0) from None
-        # A signal that came between fork and exec would run PID 1's handlers in the child.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._become(program, argv, env, output, account)
-        except OSError as error:
-            raise _CannotStart("fork", error.errno or 0) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise _CannotStart(step, error.errno or 0) from None
+        self._commands[pid] = argv[0]
         return pid
 
-    def problem(self, pid: int) -> _CannotStart | None:
-        """Called when a child has been reaped: why it did not become its command, or None if it did."""
-        self._read_report()
-        return self.problems.pop(pid, None)
+    def await_exec(self, pid: int) -> None:
+        """Return when the child has become its command; raises _CannotStart if it could not."""
+        if self._report:
+            self._problems = self._settle(*self._report)
+            self._report, self._commands = None, {}
+        if problem := self._problems.pop(pid, None):
+            raise problem
 
-    def settle(self) -> None:
-        """Wait until all children have become their commands, or told why not; a second, if somebody stops one."""
-        os.close(self._report_end)
-        writers = select.poll()
-        writers.register(self._report, 0)  # tells only when the last is gone
-        writers.poll(1000)
-        self._read_report()
-        os.close(self._report)
-        self._open_report()
-
-    def _read_report(self) -> None:
-        try:
-            for line in os.fsdecode(os.read(self._report, _READ_SIZE)).splitlines():
-                child, number, step = line.split(" ", 2)
-                self.problems[int(child)] = _CannotStart(step, int(number))
-        except BlockingIOError:
-            pass
+    def _settle(self, report: int, end: int) -> dict[int, _CannotStart]:
+        """Read what the batch tells until the last has been executed; a second at most, if one is stopped."""
+        os.close(end)
+        told, deadline = b"", time.monotonic() + 1
+        more = select.poll()
+        more.register(report, select.POLLIN)
+        while more.poll(max(0, deadline - time.monotonic()) * 1000) and (chunk := os.read(report, _READ_SIZE)):
+            told += chunk
+        os.close(report)
+        problems = {}
+        for line in os.fsdecode(told).split("\n")[:-1]:
+            pid, number, step = line.split(" ", 2)
+            problems[int(pid)] = _CannotStart(step or f"execute {self._commands[int(pid)]}", int(number))
+        return problems
 
     def _become(
-        self, program: str, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None
+        self,
+        program: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        output: int,
+        account: _Account | None,
+        report: int,
     ) -> NoReturn:
         """The child's part of `start`: every step works, or the command is not executed.
 
@@ -777,12 +783,12 @@ class _Nursery:
                 self.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made readable what PID 1 left here
             step = "drop capabilities"
             self._drop_capabilities()
-            step = f"execute {argv[0]}"
+            step = ""
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.execve(program, list(argv), dict(env))
         except Exception as error:
             number = getattr(error, "errno", None) or errno.EINVAL
-            os.write(self._report_end, os.fsencode(_one_line(f"{os.getpid()} {number} {step}"[:1000])) + b"\n")
+            os.write(report, os.fsencode(f"{os.getpid()} {number} {step}\n"))
         finally:
             os._exit(127)
 
@@ -948,7 +954,7 @@ class _Daemon:
         self.grace = _RESTART_GRACE_SECONDS
         self._kill_at = self._back_at = 0.0
         self._killed = False
-        self._deaths = 0  # and failed starts, in a row
+        self._deaths = self._failed_starts = 0  # in a row
         self._starts = 0
         self._started_at = self._started_time = 0.0  # by the steady clock, and by the wall's
         self._last_exit: str | None = None
@@ -956,13 +962,14 @@ class _Daemon:
 
     # what happens to it
 
-    def begin(self) -> None:
-        """The first start, now or when those it comes after are ready."""
-        if missing := self._not_ready():
-            self._say(f"{self.spec.name} waits for {missing}")
-            self._enter(_WAITING, self._shared.clock() + _AFTER_SECONDS)
-        else:
-            self._start()
+    def begin(self) -> _Process | None:
+        """The first start: `born` follows for whom this returns; others wait until those they come after are ready."""
+        missing = self._not_ready()
+        if not missing:
+            return self._fork()
+        self._say(f"{self.spec.name} waits for {missing}")
+        self._enter(_WAITING, self._shared.clock() + _AFTER_SECONDS)
+        return None
 
     def restart(self, grace: float) -> None:
         """Asked for by a signal or a caller; nothing happens here that waits."""
@@ -996,14 +1003,11 @@ class _Daemon:
     def reaped(self, pid: int, returncode: int) -> None:
         """A child of ours ended: the daemon, or its check. First comes what it wrote, as far as the log has room."""
         all_read = self.drain()
-        problem = self._shared.nursery.problem(pid)
         if self.process and pid == self.process.pid:
             self.process.returncode = returncode
             if all_read:  # else the rest of its last line is still to come
                 self._shared.log.put(self.lines.finish())
-            if problem and self.state in _LIVE:
-                self._not_started(problem)
-            elif self.state == _STOPPING:
+            if self.state == _STOPPING:
                 self._say_exit()
                 self._go_on_if_gone()
             else:
@@ -1011,12 +1015,9 @@ class _Daemon:
         elif self._check and pid == self._check.pid:
             self._check.returncode = returncode
             self._shared.log.put(self.lines.finish())
-            if problem:
-                self._finish_check(str(problem))
-            else:
-                said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
-                failure = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
-                self._finish_check(failure if returncode else "")
+            said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
+            problem = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
+            self._finish_check(problem if returncode else "")
 
     def advance(self, now: float) -> bool:
         """Act on a deadline, or on what others have become. True when its group had to be killed."""
@@ -1051,36 +1052,47 @@ class _Daemon:
 
     def _start(self) -> None:
         """-> starting, running, failed, or backoff where it may work later"""
-        asked, self._asked = self._asked, False
-        if not asked:
+        if process := self._fork():
+            self.born(process)
+
+    def _fork(self) -> _Process | None:
+        if not self._asked:
             self._say(f"starting {self.spec.name}")
         try:
-            self.process = self._spawn(self.spec.argv)
+            return self._spawn(self.spec.argv)
         except _CannotStart as problem:
-            self._not_started(problem, asked)
+            self._not_started(problem)
+            return None
+
+    def born(self, process: _Process) -> None:
+        """Called when it has been forked; returns when it has been executed, or has failed."""
+        try:
+            self._shared.nursery.await_exec(process.pid)
+        except _CannotStart as problem:
+            self._not_started(problem)
             return
+        self.process = process
         self._starts += 1
         self._started_at, self._started_time = self._shared.clock(), time.time()
-        self.failure, self.lines.last_words = 0, b""
-        if asked:
-            self._say(f"{self.spec.name} restarted (pid {self.process.pid})")
-        self._record("restarted" if asked else "started")
+        self.failure, self._failed_starts, self.lines.last_words = 0, 0, b""
+        if self._asked:
+            self._say(f"{self.spec.name} restarted (pid {process.pid})")
+        self._record("restarted" if self._asked else "started")
+        self._asked = False
         if self.spec.port is None:
             self._become_ready()
         else:
             self._enter(_STARTING, self._started_at + _POLL_INTERVAL)
 
-    def _not_started(self, problem: _CannotStart, asked: bool = False) -> None:
+    def _not_started(self, problem: _CannotStart) -> None:
         """-> backoff, failed"""
-        self._kill_check()
         if problem.code is None:
-            self._asked = asked
-            self._deaths += 1
-            delay = _backoff(self._deaths)
+            self._failed_starts += 1
+            delay = _backoff(self._failed_starts)
             self._say(f"cannot start {self.spec.name}: {problem}; the next try is in {delay:.1f} s")
             self._enter(_BACKOFF, self._shared.clock() + delay)
         else:
-            self.failure = problem.code
+            self._asked, self.failure = False, problem.code
             again = " until it is restarted by a signal" if ("restart", self.spec.name) in _SIGNALS.values() else ""
             self._say(f"cannot start {self.spec.name}: {problem}; it stays down{again}")
             self._enter(_FAILED)
@@ -1109,10 +1121,12 @@ class _Daemon:
         """starting, running -> checking"""
         self._check_again, self.lines.last_words = False, b""
         try:
-            self._check = self._spawn(self.spec.check or ())
+            check = self._spawn(self.spec.check or ())
+            self._shared.nursery.await_exec(check.pid)
         except _CannotStart as problem:
             self._refuse_restart(str(problem))
         else:
+            self._check = check
             self._enter(_CHECKING, self._shared.clock() + _CHECK_SECONDS)
 
     def _finish_check(self, problem: str) -> None:
@@ -1398,10 +1412,10 @@ class _Supervisor:
 
     def start_all(self) -> None:
         """Called once. Those that need not wait for others are started now, in table order, and have been executed."""
-        for daemon in self._daemons:
-            daemon.begin()
-            self._log.flush()
-        self._shared.nursery.settle()
+        for daemon, process in [(daemon, daemon.begin()) for daemon in self._daemons]:
+            if process:
+                daemon.born(process)
+        self._log.flush()
 
     def tick(self, timeout: float = 0.0) -> bool:
         """One turn of the loop, never waiting longer than `timeout`; True when every child has exited for good."""
@@ -1460,9 +1474,6 @@ class _Supervisor:
         if daemon is None or not self._restart(name, grace):
             return False
         while daemon.state in (_CHECKING, _STOPPING):
-            self.tick(self._time_to_next_deadline())
-        self._shared.nursery.settle()
-        while daemon.process and daemon.process.pid in self._shared.nursery.problems:
             self.tick(self._time_to_next_deadline())
         return daemon.state in _LIVE and daemon.process is not before
 

@@ -49,8 +49,8 @@ class System:
         self.signals: list[tuple[str, int]] = []
         self.deaths: list[tuple[int, int]] = []
         self.ports: set[int] = set()
-        self.refusal: _CannotStart | None = None  # the next start, or its child, says
-        self.problems: dict[int, _CannotStart] = {}  # children that are no commands yet, and will not be
+        self.refusal: _CannotStart | None = None  # nothing can be forked
+        self.confession: _CannotStart | None = None  # what is forked cannot be executed
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, account: object) -> int:
         if self.refusal:
@@ -60,11 +60,10 @@ class System:
         self.groups[pid] = argv[0]
         return pid
 
-    def problem(self, pid: int) -> _CannotStart | None:
-        return self.problems.pop(pid, None)
-
-    def settle(self) -> None:
-        """Every child is at once what it shall be."""
+    def await_exec(self, pid: int) -> None:
+        if self.confession:
+            self.end(self.groups[pid], 127 << 8)
+            raise self.confession
 
     def signal_group(self, pgid: int, number: int) -> bool:
         if pgid in self.groups and number not in (0, signal.SIGCONT):
@@ -187,13 +186,11 @@ class MachineTest(UnitTest):
         self.system.refusal = _CannotStart("execute web", number)
 
     def on_mends(self) -> None:
-        self.system.refusal = None
+        self.system.refusal = self.system.confession = None
 
-    def on_confesses(self, command: str = "web", number: int = errno.ENOENT) -> None:
-        """A child that was forked cannot become its command."""
-        pid = max(pid for pid, name in self.system.groups.items() if name == command)
-        self.system.problems[pid] = _CannotStart(f"execute {command}", number)
-        self.system.end(command, 127 << 8)
+    def on_confesses(self, number: int = errno.ENOENT) -> None:
+        """From now on no child becomes its command."""
+        self.system.confession = _CannotStart("execute web", number)
 
 
 DB = _DaemonSpec("db", ["db"], port=5432)
@@ -427,22 +424,21 @@ class StartThatFails(MachineTest):
         self.walk(("start", "backoff"), ("deadline", "backoff"), ("mends", "backoff"), ("deadline", "running"))
 
     def test_a_child_that_does_not_become_its_command_has_failed(self) -> None:
-        self.walk(("start", "running"), ("confesses", "failed"), ("wait 1000", "failed"))
+        self.on_confesses()
+        self.walk(("start", "failed"), ("wait 1000", "failed"))
         self.assertEqual(self.supervisor.exit_code(), 127)
-        self.assertEqual(self.kinds(), ["started", "ready", "failed"])
+        self.assertEqual(self.kinds(), ["failed"])
         self.assertIn("cannot start web: cannot execute web: No such file or directory; ", self.log.lines[-1])
 
     def test_a_child_that_lacks_memory_for_its_command_is_tried_again_later_and_later(self) -> None:
-        self.walk(("start", "running"))
+        self.on_confesses(errno.ENOMEM)
+        self.happen("start")
         for seconds in (0.5, 1, 2):
-            self.on_confesses(number=errno.ENOMEM)
-            self.walk(("turn", "backoff"))
+            self.assertEqual(self.states(), "backoff")
             self.assertAlmostEqual(self.daemons["web"].deadline - self.clock.now, seconds, delta=seconds / 10)
-            self.walk(("deadline", "running"))
-
-    def test_a_child_that_does_not_become_its_command_ends_with_a_shutdown(self) -> None:
-        self.walk(("start", "running"), ("term", "stopping"), ("confesses", "stopped"))
-        self.assertEqual(self.supervisor.exit_code(), 127)
+            self.happen("deadline")
+        self.walk(("mends", "backoff"), ("deadline", "running"))
+        self.assertEqual(self.kinds(), ["started", "ready"])
 
     def test_a_failed_one_starts_when_it_is_asked_for(self) -> None:
         self.on_breaks(errno.ENOENT)
@@ -530,10 +526,10 @@ class Check(MachineTest):
         self.assertEqual(self.kinds()[-1], "check-failed")
 
     def test_where_its_child_does_not_become_it_the_running_one_stays(self) -> None:
-        self.walk(("confesses check", "running"))
+        self.walk(("checked 1", "running"), ("confesses", "running"), ("usr1", "running"), ("turn", "running"))
         self.assertEqual(self.kinds()[-1], "check-failed")
         self.assertIn(
-            "cannot restart web: cannot execute check: No such file or directory; the running one stays", self.log.lines
+            "cannot restart web: cannot execute web: No such file or directory; the running one stays", self.log.lines
         )
 
     def test_asked_again_it_runs_again(self) -> None:

@@ -281,6 +281,18 @@ class ChildsLife(SupervisorTest):
         self.assertIn("[well] fine\n", self.logged())
         self.assertEqual(self.logged().count("/nowhere/program"), 1)
 
+    def test_what_lacks_its_interpreter_is_never_ready_and_each_of_many_says_why(self) -> None:
+        path = self.directory() / ("long" * 60)
+        path.write_text("#!/nowhere/interpreter\n")
+        path.chmod(0o755)
+        many = [_DaemonSpec(f"d{number}", [str(path)], "always") for number in range(300)]
+        supervisor = self.supervise(*many, _DaemonSpec("after", ["/bin/sleep", "60"], after=["d0"]))
+        self.assertEqual([daemon.state for daemon in supervisor._daemons], ["failed"] * 300 + ["waiting"])
+        self.assertEqual(self.logged().count(f"cannot execute {path}: No such file or directory; it stays down\n"), 300)
+        supervisor.request_shutdown("enough")
+        self.tick_until_done(supervisor)
+        self.assertEqual(supervisor.exit_code(), 127)
+
 
 if __name__ == "__main__":
     unittest.main()
