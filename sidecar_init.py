@@ -1541,6 +1541,8 @@ class _Supervisor:
                 self._log.put(daemon.lines.feed(os.read(fd, _READ_SIZE)))
             except BlockingIOError:
                 continue
+            if not self._log.has_room(_READ_SIZE):
+                self._log.flush()  # the reader is at work on it while we read on
         self._log.flush()
 
     def _reap(self) -> None:

@@ -218,7 +218,7 @@ class Output(SupervisorTest):
         names = "abcdefgh"
         supervisor = self.supervise(*(_DaemonSpec(name, ["/bin/sleep", "60"]) for name in names))
         room = itertools.cycle([True, True, False])  # asked before poll, before a read, before the next read
-        with mock.patch.object(supervisor._log, "has_room", lambda: next(room)):
+        with mock.patch.object(supervisor._log, "has_room", lambda limit=0: bool(limit) or next(room)):
             for _ in names * 2:
                 for daemon in supervisor._daemons:
                     os.write(daemon._open_output(None), b"line\n")
