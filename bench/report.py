@@ -86,7 +86,7 @@ class Results:
 
     def markdown(self) -> str:
         tables = [result.table() for result in self.rows]
-        return "\n".join([*self._heading(), self.targets(), "", "## Everybody over ours", "", *tables])
+        return "\n".join([*self._heading(), self.targets(), "", self.growth(), "## Everybody over ours", "", *tables])
 
     def _heading(self) -> list[str]:
         return [
@@ -109,6 +109,17 @@ class Results:
                 shown = "**no**" if reached == "no" else reached or "not compared: not installed"
                 lines.append(f"| {result.row.title} | {target.text} | {figure} | {shown} |")
         return "\n".join(lines)
+
+    def growth(self) -> str:
+        """How the end of many grows with their number: at most 1 for each is linear."""
+        medians = {result.row.key: result.medians.get(OURS) for result in self.rows}
+        five, hundred, most = (medians.get(f"term-{count}") for count in (5, 100, 500))
+        if not (five and hundred and most):
+            return ""
+        each = [number(median / count / (five / 5)) for median, count in ((hundred, 100), (most, 500))]
+        return (
+            f"For each daemon, TERM until all is gone takes {each[0]} with 100 and {each[1]} with 500 of that with 5.\n"
+        )
 
     def chart(self) -> str:
         panels = [result for key in CHARTED for result in self.rows if result.row.title == key]
