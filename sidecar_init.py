@@ -4,7 +4,7 @@
 It starts them, keeps them running, relays signals, carries their output to the container's log, keeps each
 one's secrets from the others, and ends cleanly. One file, standard library only, one thread, one loop:
 
-    while not self.tick(self._time_to_next_deadline()):    # sleeps in poll, the only place that blocks
+    while not self.tick(self._time_to_next_deadline()):    # sleeps in poll until something happens
         pass
 
     tick: output that daemons wrote goes out as whole lines, `[name] ` before each
@@ -1056,6 +1056,7 @@ class _Daemon:
             self.born(process)
 
     def _fork(self) -> _Process | None:
+        """The first half of a start; `born` is the second. None: it has failed already."""
         if not self._asked:
             self._say(f"starting {self.spec.name}")
         try:
