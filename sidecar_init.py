@@ -942,7 +942,7 @@ class _Daemon:
         self.state, self.deadline = _WAITING, float("inf")
         self.process: _Process | None = None
         self.lines = _Lines(spec.name, shared.secrets)
-        self.ready = False
+        self.ready = self.was_ready = False  # now; since the beginning, which is all that others wait for
         self.failure = 0  # how it failed by itself, where it was not brought back
         self.ended = 0  # how the shutdown ended it
         self.after: list[_Daemon] = []
@@ -1039,7 +1039,7 @@ class _Daemon:
         return False
 
     def _not_ready(self) -> str:
-        return ", ".join(other.spec.name for other in self.after if not other.ready)
+        return ", ".join(other.spec.name for other in self.after if not other.was_ready)
 
     # how it goes from state to state
 
@@ -1113,7 +1113,7 @@ class _Daemon:
             self._enter(_STARTING, now + min(max(_POLL_INTERVAL, (now - self._started_at - 30) / 20), 5.0))
 
     def _become_ready(self) -> None:
-        self.ready = True
+        self.ready = self.was_ready = True
         self._record("ready", seconds=round(self._shared.clock() - self._started_at, 3))
         self._enter(_RUNNING)
         self._shared.due = 0.0  # somebody may wait for this

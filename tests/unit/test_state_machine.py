@@ -568,6 +568,11 @@ class Order(MachineTest):
         self.walk(("start", "starting starting waiting"), ("listens 5432", "running starting waiting"))
         self.walk(("turn", "running starting waiting"), ("listens 6379", "running running running"))
 
+    def test_one_that_was_ready_and_has_ended_is_not_waited_for(self) -> None:
+        self.supervise(DB, _DaemonSpec("cache", ["cache"], port=6379), web(after=["db", "cache"]))
+        self.walk(("start", "starting starting waiting"), ("listens 5432", "running starting waiting"))
+        self.walk(("dies 0 db", "exited starting waiting"), ("listens 6379", "exited running running"))
+
     def test_a_restart_does_not_wait_again(self) -> None:
         self.supervise(DB, web(after=["db"]))
         self.happen("start")
