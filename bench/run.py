@@ -15,9 +15,6 @@ import report
 from measures import MEASURES, Measure
 from peers import HERE, Peer
 
-LIMIT = 690.0  # seconds for everything; a measure that is over its share ends with fewer rounds
-SLOW = 5.0  # a sample that takes longer than these seconds is taken three times only
-
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure sidecar-init and the peers that are installed.")
@@ -41,14 +38,11 @@ def chosen(measure: Measure, wanted: str | None) -> list[Peer]:
     return [p for p in measure.peers if p.installed() and (names is None or p is measure.peers[0] or p.name in names)]
 
 
-def run(measure: Measure, candidates: list[Peer], rounds: int, deadline: float) -> report.Samples:
+def run(measure: Measure, candidates: list[Peer], rounds: int) -> report.Samples:
     """Every candidate in turn, `rounds` times over; one that needs too long is left out from then on."""
     samples: report.Samples = {row.key: {} for row in measure.rows}
-    for number in range(rounds):
-        if number and time.monotonic() > deadline:
-            break
+    for _ in range(rounds):
         for peer in list(candidates):
-            begun = time.monotonic()
             try:
                 values = measure.sample(peer)
             except (harness.TooSlow, OSError) as error:
@@ -57,8 +51,6 @@ def run(measure: Measure, candidates: list[Peer], rounds: int, deadline: float) 
                 continue
             for key, value in values.items():
                 samples[key].setdefault(peer.name, []).append(value)
-            if number == 2 and time.monotonic() - begun > SLOW:
-                candidates.remove(peer)
     return samples
 
 
@@ -68,7 +60,6 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("cannot go on: ended by SIGTERM"))
     harness.become_subreaper()
     measures = [m for m in MEASURES if not options.only or m.name in options.only.split(",")]
-    end = time.monotonic() + LIMIT * options.rounds / 7
     results = report.Results(options.rounds)
     try:
         for number, measure in enumerate(measures):
@@ -79,9 +70,7 @@ def main() -> int:
             candidates = chosen(measure, options.peers)
             names = ", ".join(peer.name for peer in candidates)
             print(f"[{number + 1}/{len(measures)}] {measure.name}: {names}", flush=True)
-            # Later measures are the heavier ones: each may take twice its even share of what is left.
-            deadline = begun + 2 * (end - begun) / (len(measures) - number)
-            results.add(measure, run(measure, candidates, options.rounds, min(deadline, end)))
+            results.add(measure, run(measure, candidates, options.rounds))
             print(f"    {time.monotonic() - begun:.0f} s", flush=True)
     finally:
         harness.kill_all()
