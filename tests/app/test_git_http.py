@@ -8,12 +8,13 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import unittest
 from pathlib import Path
 
-from tests.app.git_support import Daemon, GateCase, World, needs_the_real_programs
-from tests.support import wait_until
+from tests.app.git_support import Daemon, GateCase, World, free_port, listens, needs_the_real_programs
+from tests.support import ROOT, wait_until
 
 _SIZE = int(os.environ.get("GIT_HTTP_TEST_MIB", "16")) << 20  # of the large push; gitleaks reads about 8 MiB a second
 
@@ -242,6 +243,30 @@ class Ends(unittest.TestCase):
     def test_a_port_that_is_taken_is_one_line(self) -> None:
         with self.assertRaisesRegex(AssertionError, "cannot listen on"):
             Daemon(self.http.process.args, 1, self.world.environment, self.world.dir / "second.log")  # type: ignore[arg-type]
+
+
+class TermInARequest(unittest.TestCase):
+    SERVER = """
+import os, signal, sys
+import git_http_backend as backend
+accept = backend._Server.process_request
+
+def process_request(server, *request):
+    os.kill(os.getpid(), signal.SIGTERM)
+    accept(server, *request)
+
+backend._Server.process_request = process_request
+sys.exit(backend.main())
+"""
+
+    def test_it_ends_the_server_though_socketserver_catches_what_requests_raise(self) -> None:
+        port = free_port()
+        environment = {"GIT_HTTP_PORT": str(port), "GIT_HTTP_LISTEN": "127.0.0.1", "PYTHONPATH": str(ROOT / "app")}
+        server = subprocess.Popen([sys.executable, "-B", "-c", self.SERVER], env=environment, stderr=subprocess.DEVNULL)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        wait_until(lambda: listens(port), 10, "the server")  # to look is the request
+        self.assertEqual(server.wait(10), 0)
 
 
 if __name__ == "__main__":
