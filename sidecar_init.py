@@ -1632,15 +1632,11 @@ def _read_status() -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             status: dict[str, Any] = json.load(file)
-        if status.keys() >= {"pid", "daemons", "signals"}:
-            return status
     except FileNotFoundError:
         raise _Refusal(f"cannot find a supervisor: there is no {path}") from None
     except OSError as error:
         raise _Refusal(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, AttributeError):
-        pass
-    raise _Refusal(f"cannot read {path}: it is no status of a supervisor")
+    return status
 
 
 def _problem_with(status: dict[str, Any]) -> str:
@@ -1713,7 +1709,7 @@ def _status(options: Namespace) -> int:
             )
         _print_table(rows, {_RUNNING: "32", _BACKOFF: "33", _STARTING: "33", _FAILED: "31", "crash-looping": "31"})
     if problem:
-        print(f"cannot vouch for this: {problem}", file=sys.stderr)
+        print(_one_line(f"cannot vouch for this: {problem}"), file=sys.stderr)
     return 1 if problem else 0
 
 
@@ -1830,7 +1826,7 @@ def _apply(options: Namespace) -> int:
     last = (_read_events(path) or [""])[-1]
     _send(status, sig)
     deadline = time.monotonic() + options.timeout
-    restarted, heard = False, None
+    answered, restarted, heard = False, False, None
     while time.monotonic() < deadline:
         version = _version(path)
         for line in _newer(_read_events(path), last):
@@ -1844,6 +1840,7 @@ def _apply(options: Namespace) -> int:
                 raise _Refusal(f"cannot apply {name}: the supervisor is shutting down")
             if about != name:
                 continue
+            answered = True
             if kind in ("check-failed", "failed"):
                 raise _Refusal(f"cannot apply {name}: {event['reason']}; see the log of {name}")
             if verb == "restart":
@@ -1862,7 +1859,8 @@ def _apply(options: Namespace) -> int:
     if heard:
         print(f"{name} has got SIG{sig} (pid {heard})")
         return 0
-    raise _Refusal(f"cannot apply {name}: it is not ready after {options.timeout:g} s")
+    problem = "it is not ready" if answered else "the supervisor has not answered"
+    raise _Refusal(f"cannot apply {name}: {problem} after {options.timeout:g} s")
 
 
 def _obstacles(spec: _DaemonSpec) -> list[str]:
@@ -1943,6 +1941,7 @@ def _supervise() -> int:
         log.close(time.monotonic() + _GRACE_SECONDS)
         return 0
     directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
+    directory = directory and os.path.abspath(directory)  # daemons are told of it, wherever they go
     inbox = _Inbox()
     inbox.open()
     supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
@@ -1993,11 +1992,22 @@ def _command_line(arguments: list[str]) -> int:
         _use_table(options.table)
     if options.command is None:
         return _supervise()
+    if sys.stdout is None:
+        raise _Refusal("cannot write the answer: stdout is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
     run = {"plan": _plan, "status": _status, "health": _health, "events": _events, "apply": _apply}
-    code = run[options.command](options)
-    sys.stdout.flush()
+    try:
+        code = run[options.command](options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter shall not try it once more
+        raise _Refusal(f"cannot write the answer: {error.strerror}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        # Daemons can write there too: whatever they leave is one line.
+        raise _Refusal(f"cannot use {_state_path('')}: what is there was not written by a supervisor") from None
     return code
 
 

@@ -121,11 +121,28 @@ class WithoutSupervisor(CommandTest):
             self.assertEqual(err, "cannot read the state: BOT_BOTTLE_SIDECAR_STATE_DIR is empty, so none is kept\n")
 
     def test_a_file_that_is_no_status_is_told(self) -> None:
-        for text in ("", "{", "[]", "{}", "7", '{"pid": 1}', "\xff"):
+        living = {"pid": os.getpid(), "start_ticks": sidecar_init._start_ticks(os.getpid()), "signals": {}}
+        wrong: list[object] = [[{}], [7], {"a": 1}, [{**DAEMON, "started_at": 5}]]
+        forged = [json.dumps({**living, "daemons": daemons}) for daemons in wrong]
+        for text in ("", "{", "[]", "{}", "7", '{"pid": 1}', "\xff", "[" * 100_000, *forged):
             with self.subTest(text):
                 (self.path / "status.json").write_bytes(text.encode("latin-1"))
-                expected = f"cannot read {self.path}/status.json: it is no status of a supervisor\n"
+                expected = f"cannot use {self.path}/: what is there was not written by a supervisor\n"
                 self.assertEqual(self.run_command("status"), (1, "", expected))
+
+    def test_what_is_forged_steers_no_terminal(self) -> None:
+        self.write_status(os.getpid(), start_ticks=1, updated_at="\x1b[2J")
+        _, out, err = self.run_command("status")
+        self.assertNotIn("\x1b", out + err)
+
+    def test_an_answer_that_cannot_be_written_is_told(self) -> None:
+        self.write_status(os.getpid())
+        for stdout, reason in ((">/dev/full", "No space left on device"), (">&-", "stdout is closed")):
+            with self.subTest(stdout):
+                script = f"exec {sys.executable} -ISB {MODULE} status {stdout}"
+                answer = subprocess.run(["/bin/sh", "-c", script], stderr=subprocess.PIPE, text=True)
+                told = (answer.returncode, answer.stderr)
+                self.assertEqual(told, (1, f"cannot write the answer: {reason}\n"))
 
     def test_one_that_is_gone_is_told_with_what_it_last_wrote(self) -> None:
         self.write_status(os.getpid(), start_ticks=1)  # the pid is another process's by now
@@ -275,6 +292,11 @@ class Apply(CommandTest):
         kinds = (("ready", "db"), ("restarted", "db"), ("ready", "web"))  # the old one, the new one, another
         self.answered("USR1", *({"event": event, "daemon": daemon} for event, daemon in kinds))
         expected = "cannot apply db: it is not ready after 0.3 s\n"
+        self.assertEqual(self.run_command("apply", "db", "--timeout", "0.3"), (1, "", expected))
+
+    def test_a_supervisor_that_does_not_answer_is_told(self) -> None:
+        self.answered("USR1", {"event": "ready", "daemon": "web"})
+        expected = "cannot apply db: the supervisor has not answered after 0.3 s\n"
         self.assertEqual(self.run_command("apply", "db", "--timeout", "0.3"), (1, "", expected))
 
     def test_what_no_signal_reloads_is_told(self) -> None:
