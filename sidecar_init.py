@@ -634,7 +634,7 @@ class _Account:
     def __init__(self, name: str) -> None:
         import pwd
 
-        os.close(os.dup(2))  # getpwnam would call a lack of descriptors a lack of the user
+        os.close(os.open("/", os.O_RDONLY))  # getpwnam would call a lack of descriptors a lack of the user
         entry = pwd.getpwnam(name)
         self.name, self.uid, self.gid, self.home = name, entry.pw_uid, entry.pw_gid, entry.pw_dir
         self.groups = os.getgrouplist(name, entry.pw_gid)
@@ -730,9 +730,9 @@ class _Nursery:
         if problem := self._problems.pop(pid, None):
             raise problem
 
-    def _settle(self, report: int, end: int) -> dict[int, _CannotStart]:
+    def _settle(self, report: int, childrens_end: int) -> dict[int, _CannotStart]:
         """Read what the batch tells until the last has been executed; a second at most, if one is stopped."""
-        os.close(end)
+        os.close(childrens_end)
         told, deadline = b"", time.monotonic() + 1
         more = select.poll()
         more.register(report, select.POLLIN)
@@ -998,7 +998,7 @@ class _Daemon:
             self.grace = _GRACE_SECONDS
             self._stop(_STOPPED, kill_at)
             if self.process and self.process.returncode is not None:
-                self._go_on_if_gone()
+                self._pursue_stop()
 
     def reaped(self, pid: int, returncode: int) -> None:
         """A child of ours ended: the daemon, or its check. First comes what it wrote, as far as the log has room."""
@@ -1009,7 +1009,7 @@ class _Daemon:
                 self._shared.log.put(self.lines.finish())
             if self.state == _STOPPING:
                 self._say_exit()
-                self._go_on_if_gone()
+                self._pursue_stop()
             else:
                 self._die()
         elif self._check and pid == self._check.pid:
@@ -1033,7 +1033,7 @@ class _Daemon:
         elif self.state == _CHECKING and late:
             self._finish_check(f"its check took longer than {_CHECK_SECONDS:g} s")
         elif self.state == _STOPPING and (late or (self.process and self.process.returncode is not None)):
-            return self._go_on_if_gone()
+            return self._pursue_stop()
         elif self.state == _BACKOFF and late:
             self._start()
         return False
@@ -1184,9 +1184,9 @@ class _Daemon:
             self._record("crash-looping", deaths=self._deaths)
         self.grace = _RESTART_GRACE_SECONDS
         self._stop(then, back_at=float("inf") if delay is None else now + delay)
-        self._go_on_if_gone()
+        self._pursue_stop()
 
-    def _go_on_if_gone(self) -> bool:
+    def _pursue_stop(self) -> bool:
         """stopping -> what follows, once the group is empty; KILL at the deadline, which is told by True"""
         assert self.process
         now = self._shared.clock()
@@ -1514,7 +1514,7 @@ class _Supervisor:
         return wait if self._inbox else min(wait, _POLL_INTERVAL)  # without an inbox, no death wakes us
 
     def _poll(self, timeout: float) -> list[int]:
-        """Sleep until something happens: the one place. Returns the descriptors that can be read."""
+        """Here the loop sleeps until something happens. Returns the descriptors that can be read."""
         while self._shared.new_readers:
             self._all.register(self._shared.new_readers.pop(), select.POLLIN)
         if self._log.stalled != self._awaits_reader:
@@ -1949,10 +1949,32 @@ def _supervise() -> int:
     return supervisor.run()
 
 
+def _answer(command: Callable[[Namespace], int], options: Namespace) -> int:
+    """Run a command. Its answer may meet a stdout that takes none, and a state that daemons have forged."""
+    import io
+
+    if sys.stdout is None:
+        raise _Refusal("cannot write the answer: stdout is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
+    try:
+        code = command(options)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter shall not try it once more
+        if isinstance(error, BrokenPipeError):
+            return 0  # who read us has left
+        raise _Refusal(f"cannot write the answer: {error.strerror}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        if command is _plan:
+            raise  # it reads no state
+        raise _Refusal(f"cannot use {_state_path('')}: what is there was not written by a supervisor") from None
+    return code
+
+
 def _command_line(arguments: list[str]) -> int:
     """Everything but `sidecar_init.py` without arguments."""
     import argparse
-    import io
 
     def seconds(text: str) -> float:
         if not 0 <= float(text) < 1e6:
@@ -1992,23 +2014,8 @@ def _command_line(arguments: list[str]) -> int:
         _use_table(options.table)
     if options.command is None:
         return _supervise()
-    if sys.stdout is None:
-        raise _Refusal("cannot write the answer: stdout is closed")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
-    run = {"plan": _plan, "status": _status, "health": _health, "events": _events, "apply": _apply}
-    try:
-        code = run[options.command](options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter shall not try it once more
-        raise _Refusal(f"cannot write the answer: {error.strerror}") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        # Daemons can write there too: whatever they leave is one line.
-        raise _Refusal(f"cannot use {_state_path('')}: what is there was not written by a supervisor") from None
-    return code
+    commands_by_name = {"plan": _plan, "status": _status, "health": _health, "events": _events, "apply": _apply}
+    return _answer(commands_by_name[options.command], options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2026,9 +2033,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refusal.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # who read us has left; the interpreter shall not complain
-        return 0
 
 
 if __name__ == "__main__":

@@ -161,6 +161,14 @@ class WithoutSupervisor(CommandTest):
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
         self.assertEqual(ended.stdout.splitlines(), [f"sidecar-init: {line}" for line in expected])
 
+    def test_daemons_are_told_of_the_state_wherever_they_go(self) -> None:
+        table = self.path / "table.toml"
+        table.write_text('[[daemon]]\nname = "a"\nargv = ["sh", "-c", "cd /; echo $SIDECAR_STATUS_FILE"]\n')
+        command = [sys.executable, "-ISB", str(MODULE), "--table", str(table)]
+        env = {**os.environ, "BOT_BOTTLE_SIDECAR_STATE_DIR": "state"}
+        ended = subprocess.run(command, env=env, cwd=self.path, capture_output=True, text=True)
+        self.assertIn(f"[a] {self.path}/state/status.json\n", ended.stdout)
+
 
 class Status(CommandTest):
     def test_it_is_a_table(self) -> None:
@@ -176,10 +184,10 @@ class Status(CommandTest):
         )
 
     def test_what_is_down_and_loops_is_shown_as_such(self) -> None:
-        down = {**DAEMON, "state": "backoff", "ready": False, "pid": None, "crash_looping": True}
+        down = {**DAEMON, "state": "backoff", "ready": False, "pid": None, "crash_looping": True, "next_start_at": TIME}
         self.write_status(os.getpid(), daemons=[down])
         line = self.run_command("status")[1].splitlines()[1]
-        self.assertEqual(" ".join(line.split()), "web crash-looping no - - 2 code 7")
+        self.assertEqual(" ".join(line.split()), "web crash-looping no - back at 03:04:05 2 code 7")
 
     def test_it_is_json_for_tools(self) -> None:
         self.write_status(os.getpid())
@@ -297,7 +305,9 @@ class Apply(CommandTest):
     def test_a_supervisor_that_does_not_answer_is_told(self) -> None:
         self.answered("USR1", {"event": "ready", "daemon": "web"})
         expected = "cannot apply db: the supervisor has not answered after 0.3 s\n"
-        self.assertEqual(self.run_command("apply", "db", "--timeout", "0.3"), (1, "", expected))
+        with mock.patch.object(sidecar_init, "_read_events", wraps=sidecar_init._read_events) as reads:
+            self.assertEqual(self.run_command("apply", "db", "--timeout", "0.3"), (1, "", expected))
+        self.assertLess(reads.call_count, 10, "the events are read only when they have changed")
 
     def test_what_no_signal_reloads_is_told(self) -> None:
         self.write_status(os.getpid())

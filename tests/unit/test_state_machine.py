@@ -388,6 +388,7 @@ class Backoff(MachineTest):
             self.walk(("dies 7", "backoff"))
             self.assertIn('"crash_looping": true', self.daemons["web"].describe())
             self.walk(("deadline", "running"))
+            self.assertIn('"crash_looping": false', self.daemons["web"].describe())
         self.assertEqual(self.kinds().count("crash-looping"), 1)
         self.assertEqual(sum("crash-looping" in line for line in self.log.lines), 1)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pwd
 import resource
 import signal
+import subprocess
 import sys
 import unittest
 from unittest import mock
 
 import sidecar_init
-from sidecar_init import _DaemonSpec, _Supervisor
+from sidecar_init import _Account, _DaemonSpec, _Process, _Supervisor
 from tests.support import wait_until
 from tests.unit.support import SupervisorTest, environ_of, group_is_gone
 
@@ -280,6 +282,24 @@ class ChildsLife(SupervisorTest):
         self.tick_until_done(supervisor)
         self.assertIn("[well] fine\n", self.logged())
         self.assertEqual(self.logged().count("/nowhere/program"), 1)
+
+    def test_who_has_no_group_of_its_own_yet_is_signalled_all_the_same(self) -> None:
+        child = subprocess.Popen(["/bin/sleep", "60"])  # in our group, as one that was forked a moment ago
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        self.assertIs(_Process(child.pid).signal_group(signal.SIGTERM), True)
+        self.assertEqual(child.wait(10), -signal.SIGTERM)
+        self.assertIs(_Process(child.pid, child.returncode).signal_group(signal.SIGTERM), False)
+
+    def test_a_lack_of_descriptors_is_no_lack_of_the_user(self) -> None:
+        lowest = os.dup(0)
+        os.close(lowest)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        with self.assertRaises(OSError) as refused:
+            _Account("root")
+        self.assertEqual(refused.exception.errno, errno.EMFILE)
 
     def test_what_lacks_its_interpreter_is_never_ready_and_each_of_many_says_why(self) -> None:
         path = self.directory() / ("long" * 60)
