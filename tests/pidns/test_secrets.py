@@ -356,7 +356,7 @@ class PrivilegeTest(SecretsTestCase):
         bundle.wait_for_state(name, "failed")
         self.assertEqual(len([line for line in bundle.own_lines() if reason in line]), 1, bundle.own_lines())
         self.assertIsNone(bundle.daemon(name)["pid"])
-        self.assertEqual(bundle.events("exited", name), [])
+        self.assertEqual(bundle.events("started", name), [])
 
     def test_without_setpcap_nothing_starts_and_the_line_says_why(self) -> None:
         started = self.scratch() / "started"
