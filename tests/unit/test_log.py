@@ -12,6 +12,7 @@ import time
 import tty
 import unittest
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import sidecar_init
@@ -128,20 +129,29 @@ class BrokenLog(LogTest):
         self.put_all(log)
         self.assertTrue(log.has_room())
 
-    def test_what_a_full_file_did_not_take_is_counted_when_it_takes_more(self) -> None:
+    def log_on_a_full_file(self, size: int, lines: bytes) -> tuple[Path, _Log]:
+        """A log that has met a file which takes only so many bytes of these lines; `make_room` lifts that."""
         path = self.directory() / "log"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT)
         self.close_later(fd)
         log = self.open(fd)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-        log.put([b"[x] first\n[x] second\n"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        log.put([lines])
         log.flush()
         log.flush()  # part of a write first, then the error
+        return path, log
+
+    def make_room(self) -> None:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    def test_what_a_full_file_did_not_take_is_counted_when_it_takes_more(self) -> None:
+        path, log = self.log_on_a_full_file(10, b"[x] first\n[x] second\n")
         log.put([b"[x] third\n"])
         log.flush()
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        self.make_room()
         log.put([b"[x] fourth\n"])
         log.flush()
         self.assertEqual(
@@ -150,17 +160,8 @@ class BrokenLog(LogTest):
         )
 
     def test_the_line_after_a_lost_one_begins_anew(self) -> None:
-        path = self.directory() / "log"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-        self.close_later(fd)
-        log = self.open(fd)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (7, limits[1]))
-        log.put([b"[x] first\n"])
-        log.flush()
-        log.flush()  # part of a write first, then the error
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        path, log = self.log_on_a_full_file(7, b"[x] first\n")
+        self.make_room()
         log.put([b"[x] second\n"])
         log.flush()
         self.assertTrue(path.read_text().startswith("[x] fir\n[x] second\n"), path.read_text())
