@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class Daemon(NamedTuple):
     argv: list[str]
 
 
-class Peer:
+class Peer(ABC):
     """A supervisor of several daemons, unless a class below says otherwise."""
 
     name = ""
@@ -42,9 +43,9 @@ class Peer:
     def env(self, folder: Path) -> dict[str, str]:
         return dict(os.environ)
 
+    @abstractmethod
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
         """Writes what configuration it needs into `folder`; returns what to execute."""
-        raise NotImplementedError
 
     def restart_command(self, folder: Path, name: str) -> list[str]:
         """What an operator would type to restart one daemon; empty: there is no such thing."""
