@@ -432,11 +432,12 @@ class StartThatFails(MachineTest):
         self.assertIn("cannot start web: cannot execute web: No such file or directory; ", self.log.lines[-1])
 
     def test_a_child_that_lacks_memory_for_its_command_is_tried_again_later_and_later(self) -> None:
+        self.patch("_backoff", lambda deaths: 2.0**deaths)
         self.on_confesses(errno.ENOMEM)
         self.happen("start")
-        for seconds in (0.5, 1, 2):
+        for seconds in (2.0, 4.0, 8.0):
             self.assertEqual(self.states(), "backoff")
-            self.assertAlmostEqual(self.daemons["web"].deadline - self.clock.now, seconds, delta=seconds / 10)
+            self.assertEqual(self.daemons["web"].deadline - self.clock.now, seconds)
             self.happen("deadline")
         self.walk(("mends", "backoff"), ("deadline", "running"))
         self.assertEqual(self.kinds(), ["started", "ready"])
