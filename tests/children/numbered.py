@@ -1,4 +1,7 @@
-"""Writes COUNT numbered items, each ending in SEPARATOR (a newline), cut anywhere into writes of any size."""
+"""numbered.py COUNT [SEPARATOR [leave]]
+
+Writes so many numbered items, each ending in SEPARATOR (a newline), cut anywhere into writes of any size; then stays.
+"""
 
 import os
 import random
@@ -11,5 +14,5 @@ data = item * count % (*range(count),)
 start = 0
 while start < len(data):
     start += os.write(1, data[start : start + random.choice((1, 17, 300, 4096, 65536, 100_000))])
-while True:
+while sys.argv[3:] != ["leave"]:
     time.sleep(1000)

@@ -10,7 +10,9 @@ A bundle costs about 60 ms. Each has its own network namespace too, so that port
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -21,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import unittest
@@ -108,22 +111,27 @@ class Collector:
         self._thread.start()
 
     def _collect(self) -> None:
-        while True:
+        while not self._ended:
             self._may_read.wait()
+            select.select([self._descriptor], [], [])
             self.before_each_read()
-            try:
-                chunk = os.read(self._descriptor, self._size)
-            except OSError:  # EIO: the last holder of a terminal is gone; EBADF: closed on purpose
-                chunk = b""
             with self._grew:
-                self._data += chunk
-                self._ended = not chunk
-                self._grew.notify_all()
-            if not chunk:
-                return
+                if self._may_read.is_set():
+                    self._read()
+
+    def _read(self) -> None:
+        """Read once what is there; called with the lock, so that nothing is between the pipe and the data."""
+        if self._ended or not select.select([self._descriptor], [], [], 0)[0]:
+            return
+        try:
+            chunk = os.read(self._descriptor, self._size)
+        except OSError:  # EIO: the last holder of a terminal is gone
+            chunk = b""
+        self._data += chunk
+        self._ended = not chunk
+        self._grew.notify_all()
 
     def pause(self) -> None:
-        """Stop reading; what a read that is already waiting gets still comes in."""
         self._may_read.clear()
 
     def resume(self) -> None:
@@ -131,7 +139,15 @@ class Collector:
 
     @property
     def data(self) -> bytes:
+        """All that was written before the call, unless the reader pauses."""
         with self._grew:
+            if self._may_read.is_set() and not self._ended:
+                waiting = array.array("i", [0])
+                with contextlib.suppress(OSError):  # it has gone away
+                    fcntl.ioctl(self._descriptor, termios.FIONREAD, waiting)
+                everything = len(self._data) + waiting[0]
+                while len(self._data) < everything and not self._ended:
+                    self._read()
             return bytes(self._data)
 
     def wait_for(self, found: Callable[[bytearray], bool], seconds: float) -> bool:
