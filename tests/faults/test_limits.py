@@ -181,15 +181,18 @@ class SuspendTest(FaultTestCase):
             self.assertEqual(bundle.exit(), 143)
 
     def test_a_grace_that_ran_out_meanwhile_kills_nobody_who_had_ended_in_time(self) -> None:
-        daemons = [daemon("pipelock", *SIGNALS), daemon("b", *SLEEP)]
-        with Bundle(daemons, tunables={"_RESTART_GRACE_SECONDS": 0.3}) as bundle:
+        may_end = self.scratch() / "may-end"
+        daemons = [daemon("pipelock", *SIGNALS, "--end-when", str(may_end)), daemon("b", *SLEEP)]
+        with Bundle(daemons, tunables={"_RESTART_GRACE_SECONDS": 1.0}) as bundle:
             bundle.wait_for(b"] ready\n")
-            for turn in range(1, 11):
+            for turn in range(1, 6):
                 bundle.signal(SIGUSR1)
                 bundle.wait_for(b"restarting pipelock", times=turn)
                 bundle.signal(SIGSTOP)
+                may_end.touch()
                 wait_until(lambda: not bundle.running_commands("signals.py"), PATIENCE, "the old one has ended")
-                quiet_for(0.4)  # the grace, and more
+                quiet_for(1.1)  # the grace, and more
+                may_end.unlink()
                 bundle.signal(SIGCONT)
                 bundle.wait_for(b"[pipelock] ready\n", times=turn + 1)
             self.assertEqual(bundle.events("killed"), [])

@@ -474,6 +474,14 @@ class Restart(MachineTest):
         self.assertEqual(self.system.signals, [("web", signal.SIGTERM), ("web", signal.SIGKILL)])
         self.assertIn("killed", self.kinds())
 
+    def test_one_that_ended_in_time_is_not_killed_where_the_signal_of_it_comes_after_the_deadline(self) -> None:
+        self.supervise(web())
+        self.walk(("start", "running"), ("usr1", "stopping"))
+        self.system.end("web", 0)
+        self.clock.now += 5
+        self.supervisor.tick()
+        self.assertEqual((self.states(), "killed" in self.kinds()), ("running", False))
+
     def test_it_does_not_touch_the_others(self) -> None:
         self.supervise(DB, web())
         self.walk(("start", "starting running"), ("usr1", "starting stopping"), ("dies 0", "starting running"))
