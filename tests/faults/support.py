@@ -95,7 +95,7 @@ def injected(pid: int, *faults: str, path: str | None = None) -> Iterator[Path]:
     calls = ",".join(fault.split(":")[0] for fault in faults)
     with tempfile.TemporaryDirectory(prefix="sidecar-init-strace-") as directory:
         trace = Path(directory) / "trace"
-        command = ["strace", "-qq", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=none"]
+        command = ["strace", "-qq", "-o", str(trace), "-e", f"trace={calls}", "-e", "signal=SIGSTOP"]
         command += ["-P", path] if path else []
         for fault in faults:
             command += ["-e", f"inject={fault}"]
@@ -104,8 +104,18 @@ def injected(pid: int, *faults: str, path: str | None = None) -> Iterator[Path]:
                 wait_until(lambda: _tracer(pid) == strace.pid, PATIENCE, "strace holds the process")
                 yield trace
             finally:
+                # Where strace leaves in the middle of a call that it injects, the call fails with ENOSYS.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                wait_until(lambda: _is_stopped(trace) or strace.poll() is not None, PATIENCE, "between two calls")
                 strace.send_signal(signal.SIGINT)
                 strace.communicate(timeout=PATIENCE)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+def _is_stopped(trace: Path) -> bool:
+    return "stopped by SIGSTOP" in trace.read_text()
 
 
 def _tracer(pid: int) -> int:
