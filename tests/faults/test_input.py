@@ -142,7 +142,8 @@ class OddNamesTest(FaultTestCase):
         # The last in the table starts first, so that no pass over the table finds two of them ready.
         links = [daemon(f"d{n}", "true", after=[f"d{n + 1}"]) for n in range(999)]
         many = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))  # noqa: E731
-        with Bundle([*links, daemon("d999", "true")], before_exec=many, state_dir="") as bundle:
+        patience = {"_AFTER_SECONDS": 100.0}
+        with Bundle([*links, daemon("d999", "true")], before_exec=many, state_dir="", tunables=patience) as bundle:
             self.assertEqual(bundle.exit(100), 0)
             starts = [line for line in bundle.own_lines() if line.startswith("starting ")]
             self.assertEqual(starts, [f"starting d{n}" for n in range(999, -1, -1)])
