@@ -91,7 +91,7 @@ class TiniTest(FaultTestCase):
         script = "import os, time\nif os.fork() == 0: os.execvp('sh', ['sh', '-c', %r])\nwhile True: time.sleep(1000)"
         with Namespace([*PYTHON, "-c", script % self.ORPHANS]) as namespace:
             namespace.wait_for(b"done\n")
-            self.assertEqual(len(_zombies(namespace)), 10)
+            wait_until(lambda: len(_zombies(namespace)) == 10, PATIENCE, "ten zombies")
 
     def test_a_subreaper_that_is_not_pid_1_reaps_too(self) -> None:
         with Namespace(["sleep", "1000"]) as outer:
