@@ -241,10 +241,19 @@ class Bundle(Container):
         return {name: daemon["pid"] for name, daemon in self.daemons().items()}
 
     def is_ready(self, name: str) -> bool:
-        """Asked at any time, so also before the supervisor has written its first status."""
+        return bool(self._row(name).get("ready"))
+
+    def survives(self, number: int, name: str) -> bool:
+        """Whether a daemon ignores a signal by now, or has a handler for it."""
+        status = self.exec("cat", f"/proc/{self._row(name).get('pid')}/status", check=False).stdout
+        masks = [line.split()[1] for line in status.splitlines() if line.startswith(("SigIgn:", "SigCgt:"))]
+        return any(int(mask, 16) >> number - 1 & 1 for mask in masks)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        """A daemon's, asked at any time, so also before the supervisor has written its first status: then empty."""
         done = self.supervisor("status", "--json", check=False)
         daemons = json.loads(done.stdout)["daemons"] if done.returncode == 0 else []
-        return any(daemon["name"] == name and daemon["ready"] for daemon in daemons)
+        return next((daemon for daemon in daemons if daemon["name"] == name), {})
 
     def ca(self) -> str:
         """Put egress's CA where the world sees it, as whoever sets up an agent would; its path there."""
