@@ -301,4 +301,4 @@ if __name__ == "__main__":
     Path(f"{options.report}.new").write_text(json.dumps(results))
     os.rename(f"{options.report}.new", options.report)
     while True:
-        time.sleep(1000)
+        signal.pause()

@@ -1,6 +1,7 @@
 """Listens on PORT, once FILE exists if one is named; says "listening". A port that is taken ends it with 98."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -17,4 +18,4 @@ except OSError as error:
 server.listen()
 os.write(1, b"listening\n")
 while True:
-    time.sleep(1000)
+    signal.pause()

@@ -5,8 +5,8 @@ Writes so many numbered items, each ending in SEPARATOR (a newline), cut anywher
 
 import os
 import random
+import signal
 import sys
-import time
 
 count = int(sys.argv[1])
 item = b"%07d" + os.fsencode(sys.argv[2] if len(sys.argv) > 2 else "\n")
@@ -15,4 +15,4 @@ start = 0
 while start < len(data):
     start += os.write(1, data[start : start + random.choice((1, 17, 300, 4096, 65536, 100_000))])
 while sys.argv[3:] != ["leave"]:
-    time.sleep(1000)
+    signal.pause()
