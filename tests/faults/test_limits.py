@@ -14,8 +14,8 @@ from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 
 from tests.faults.support import Bundle, FaultTestCase
-from tests.pidns.harness import PATIENCE, PYTHON, SLEEP, child, daemon, quiet_for, small_disk
-from tests.support import MODULE, ROOT, wait_until
+from tests.pidns.harness import PATIENCE, PYTHON, SLEEP, child, daemon, launcher, quiet_for, small_disk
+from tests.support import wait_until
 
 SIGNALS = child("signals.py")
 QUICK = {"_BACKOFF_FIRST": 0.1, "_BACKOFF_LAST": 0.3}
@@ -46,7 +46,7 @@ class ProcessesTest(FaultTestCase):
         become = ["setpriv", f"--reuid={UNUSED_UID}", f"--regid={UNUSED_UID}", "--clear-groups", "--inh-caps=-all"]
         python = _python_for(become)
         if python is None:
-            self.skipTest(f"no Python 3.11 that uid {UNUSED_UID} may execute, or the module is not readable for it")
+            self.skipTest(f"no Python 3.11 that uid {UNUSED_UID} may execute")
         daemons = [daemon(f"d{n:02d}", *SLEEP, restart="never") for n in range(15)]
         bundle = Bundle(daemons, before_exec=_limit(resource.RLIMIT_NPROC, 10), tunables=QUICK)
         bundle.directory.chmod(0o777)
@@ -117,7 +117,7 @@ class ClockTest(FaultTestCase):
         offset.write_text("0")
         daemons = [daemon("a", *SLEEP, restart="always"), daemon("pipelock", *child("signals.py", "--stay"))]
         bundle = Bundle(daemons)
-        bundle.argv = [*PYTHON, "-c", _clock_launcher(offset), *bundle.argv[-2:]]
+        bundle.argv = [*launcher(_shifted_clock(offset)), *bundle.argv[-2:]]
         with bundle:
             bundle.wait_for_state("a", "running")
             bundle.wait_for(b"[pipelock] ready\n")
@@ -211,26 +211,23 @@ def _write(path: Path, text: str) -> None:
 
 
 def _python_for(become: Sequence[str]) -> str | None:
-    """A Python that may be executed, and reads the module, as whoever `become` makes."""
+    """A Python that the account may execute that the command `become` changes to."""
     for python in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
-        look = f"import sys, tomllib; open({str(MODULE)!r}).close(); assert sys.version_info >= (3, 11)"
+        look = "import sys, tomllib; assert sys.version_info >= (3, 11)"
         with contextlib.suppress(OSError):
             if subprocess.run([*become, python, "-I", "-c", look], capture_output=True).returncode == 0:
                 return python
     return None
 
 
-def _clock_launcher(offset: Path) -> str:
-    """Starts the module with a wall clock that is off by what stands in a file."""
+def _shifted_clock(offset: Path) -> str:
+    """Gives the module a wall clock that is off by what stands in a file."""
     return f"""
-import sys, time
+import time
 from types import SimpleNamespace
-sys.path.insert(0, {str(ROOT)!r})
-import sidecar_init
 shifted = SimpleNamespace(**vars(time))
 shifted.time = lambda: time.time() + float(open({str(offset)!r}).read() or 0)
-sidecar_init.time = shifted
-sys.exit(sidecar_init.main(sys.argv[1:]))
+module.time = shifted
 """
 
 

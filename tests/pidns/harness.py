@@ -11,11 +11,13 @@ A bundle costs about 60 ms. Each has its own network namespace too, so that port
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
 import fcntl
 import functools
 import json
 import os
+import py_compile
 import re
 import select
 import shutil
@@ -32,7 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support import CHILDREN, MODULE, ROOT, T, wait_until
+from tests.support import CHILDREN, MODULE, T, wait_until
 
 PYTHON = [sys.executable, "-I", "-S"]
 UNSHARE = ["unshare", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]
@@ -60,10 +62,35 @@ class NamespaceTestCase(unittest.TestCase):
     """The base of every test here: skipped, with the reason, where there are no PID namespaces."""
 
     def scratch(self) -> Path:
-        """A directory for this test, open to every account."""
-        path = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="sidecar-init-test-")))
-        path.chmod(0o777)
+        """A directory for this test that every account can write to."""
+        path = _new_directory(0o777)
+        self.addCleanup(shutil.rmtree, path, ignore_errors=True)
         return path
+
+
+def _new_directory(mode: int) -> Path:
+    """A temporary directory that every account can reach, even if TMPDIR is private."""
+    folders = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    public = [path for path in folders if all(one.stat().st_mode & 0o001 for one in (path, *path.parents))]
+    path = Path(tempfile.mkdtemp(prefix="sidecar-init-test-", dir=(public or folders)[0]))
+    path.chmod(mode)
+    return path
+
+
+@functools.cache
+def installed() -> Path:
+    """The directory of a copy of the module, compiled, and of tests/children; every account can read it.
+
+    The clone may be in a directory of mode 0700, and PID 1 may run as another account or without capabilities.
+    """
+    path = _new_directory(0o755)
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    shutil.copytree(CHILDREN, path / CHILDREN.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(MODULE, path)
+    py_compile.compile(str(path / MODULE.name), doraise=True)
+    for one in path.rglob("*"):
+        one.chmod(0o755)
+    return path
 
 
 def daemon(name: str, *argv: str, **fields: Any) -> Daemon:
@@ -77,7 +104,7 @@ def shell(script: str) -> list[str]:
 
 def child(program: str, *arguments: object) -> list[str]:
     """The command of a small program under tests/children."""
-    return [*PYTHON, str(CHILDREN / program), *map(str, arguments)]
+    return [*PYTHON, str(installed() / CHILDREN.name / program), *map(str, arguments)]
 
 
 SLEEP = ["sleep", "1000"]
@@ -180,8 +207,7 @@ class Namespace:
         before_exec: Callable[[], None] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="sidecar-init-test-"))
-        self.directory.chmod(0o755)
+        self.directory = _new_directory(0o755)
         self.argv = list(argv)
         self.env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **(env or {})}
         self.enter = UNSHARE if inside is None else ["nsenter", "-t", str(inside.pid1), "-p", "-m", "-n"]
@@ -381,7 +407,9 @@ class Bundle(Namespace):
             signals = {name: action for name, action in shipped.items() if names.issuperset(action.values())}
         path = self.directory / "table.toml"
         path.write_text(table(daemons, signals, secrets or {}))
-        start = [*PYTHON, str(MODULE)] if as_file else _launch(tunables or {})
+        path.chmod(0o644)  # whatever our umask is
+        settings = "".join(f"module.{name}; module.{name} = {value!r}\n" for name, value in (tunables or {}).items())
+        start = [*PYTHON, str(installed() / MODULE.name)] if as_file else launcher(settings)
         self.argv = [*start, "--table", str(path)]
 
     def command(self, *arguments: str, seconds: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
@@ -503,29 +531,28 @@ def _status_number(pid: int, field: str) -> int:
     return int(match[1])
 
 
-def _launch(tunables: Mapping[str, float]) -> list[str]:
+def launcher(changes: str = "") -> list[str]:
+    """The command of the program; `changes` is Python that changes `module` first."""
     program = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
-import sidecar_init
-for name, value in {dict(tunables)!r}.items():
-    getattr(sidecar_init, name)
-    setattr(sidecar_init, name, value)
-sys.exit(sidecar_init.main(sys.argv[1:]))
+sys.path.insert(0, {str(installed())!r})
+import sidecar_init as module
+{changes}
+sys.exit(module.main(sys.argv[1:]))
 """
     return [*PYTHON, "-c", program]
 
 
-COMMAND = _launch({})
+COMMAND = launcher()
 
 
 @contextlib.contextmanager
 def small_disk(kibibytes: int) -> Iterator[Path]:
     """A tmpfs of that size."""
-    path = tempfile.mkdtemp(prefix="sidecar-init-disk-")
+    path = _new_directory(0o755)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k,mode=0755", "tmpfs", path], check=True)
     try:
-        yield Path(path)
+        yield path
     finally:
         subprocess.run(["umount", "-l", path], check=True)
         os.rmdir(path)

@@ -28,10 +28,11 @@ from tests.pidns.harness import (
     Namespace,
     NamespaceTestCase,
     daemon,
+    launcher,
     shell,
     small_disk,
 )
-from tests.support import CHILDREN, ROOT
+from tests.support import CHILDREN
 
 OWNER, OTHER = "www-data", "daemon"  # two accounts that every Debian has
 TOKEN = f"sesame-{secrets.token_hex(16)}"
@@ -61,15 +62,8 @@ REFUSED = {f"{what} of {whom}" for what in OF_ONE for whom in ("supervisor", "eg
 
 def weakened(bundle: Bundle, protection: str) -> Bundle:
     """The same bundle under a supervisor that lacks something."""
-    launcher = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import sidecar_init as module
-{protection}
-sys.exit(module.main(sys.argv[1:]))
-"""
     arguments = bundle.argv[bundle.argv.index("--table") :]
-    bundle.argv = [*PYTHON, "-c", launcher, *arguments]
+    bundle.argv = [*launcher(protection), *arguments]
     return bundle
 
 
