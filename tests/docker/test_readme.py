@@ -9,8 +9,8 @@ import uuid
 from functools import partial
 
 from tests.docker.engine import IMAGE, EngineTest, docker
+from tests.pages.test_readme import readme_commands
 from tests.support import wait_until
-from tests.unit.test_readme import readme_commands
 
 
 class ReadmeDocker(EngineTest):
