@@ -44,38 +44,68 @@ class SupervisorTest(NamespaceTestCase):
         with Bundle([daemon(f"d{code}", *shell(f"exit {code}")) for code in (3, 200, 0, 9)]) as bundle:
             self.assertEqual(bundle.exit(), 200)
 
-    def test_a_failure_counts_more_than_what_the_shutdown_ended(self) -> None:
-        with Bundle([daemon("a", *shell("exit 3")), daemon("b", *SLEEP)]) as bundle:
-            bundle.wait_for(b"a exited with code 3")
+    def test_a_daemon_that_failed_counts_more_than_those_that_the_shutdown_stopped(self) -> None:
+        for script, restart, code in (
+            ("exit 3", "never", 3),
+            ("exit 3", "always", 3),  # it waits for its restart
+            ("exit 0", "never", 143),
+            ("exit 0", "always", 143),
+        ):
+            daemons = [daemon("a", *shell(script), restart=restart), daemon("b", *SLEEP)]
+            with self.subTest(script, restart=restart), Bundle(daemons, tunables={"_BACKOFF_FIRST": 1000.0}) as bundle:
+                bundle.wait_for(b"a exited with ")
+                bundle.signal(SIGTERM)
+                self.assertEqual(bundle.exit(), code)
+
+    def test_a_failure_that_a_restart_made_good_does_not_count(self) -> None:
+        marker = self.scratch() / "marker"
+        second = shell(f"test -e {marker} && echo again && exec sleep 1000; >{marker}; exit 3")
+        with Bundle([daemon("a", *second, restart="always")], tunables={"_BACKOFF_FIRST": 0.01}) as bundle:
+            bundle.wait_for(b"[a] again\n")
             bundle.signal(SIGTERM)
-            self.assertEqual(bundle.exit(), 3)
+            self.assertEqual(bundle.exit(), 143)
 
     def test_of_a_shutdown_the_worst_end_is_told(self) -> None:
-        def started(*argv: str) -> Bundle:
-            daemons = [daemon("a", *argv), daemon("b", *child("signals.py"))]
-            return self.enterContext(Bundle(daemons, tunables={"_GRACE_SECONDS": 0.3}))
-
-        expected = {
-            started(*child("signals.py")): 0,
-            started(*child("signals.py", "--end", 5)): 5,
-            started(*shell("echo ready; exec sleep 1000")): 143,
-            started(*child("signals.py", "--stay")): 137,
-        }
-        for bundle in expected:
+        """One that had to be killed is worse than any that stopped when it was told to, whatever its code."""
+        polite = {code: child("signals.py", "--end", code) for code in (0, 5, 200)}
+        term, stays = shell("echo ready; exec sleep 1000"), child("signals.py", "--stay")
+        expected = [
+            (polite[0], polite[0], 0),
+            (polite[5], polite[0], 5),
+            (term, polite[5], 143),
+            (polite[200], term, 200),
+            (stays, polite[0], 137),
+            (stays, term, 137),
+            (stays, polite[200], 137),
+        ]
+        bundles = [
+            self.enterContext(Bundle([daemon("a", *a), daemon("b", *b)], tunables={"_GRACE_SECONDS": 0.3}))
+            for a, b, _ in expected
+        ]
+        for bundle in bundles:
             bundle.wait_for(b"] ready", times=2)
             bundle.signal(SIGTERM)
-        self.assertEqual({bundle: bundle.exit() for bundle in expected}, expected)
+        self.assertEqual([bundle.exit() for bundle in bundles], [code for _, _, code in expected])
 
-    def test_a_command_that_is_missing_or_not_executable_takes_nobody_down(self) -> None:
-        not_executable = self.scratch() / "plain-file"
+    def test_a_command_that_cannot_be_executed_is_126_or_127_and_the_others_run_on(self) -> None:
+        place = self.scratch()
+        not_executable, no_interpreter = place / "plain-file", place / "script"
         not_executable.write_text("#!/bin/sh\n")
-        for argv, code in ((["/no/such/program"], 127), (["no-such-program"], 127), ([str(not_executable)], 126)):
-            daemons = [daemon("a", *argv, restart="always"), daemon("b", *child("signals.py"))]
-            with self.subTest(argv=argv), Bundle(daemons) as bundle:
+        no_interpreter.write_text("#!/no/such/interpreter\n")
+        no_interpreter.chmod(0o755)
+        for command, code in (
+            ("/no/such/program", 127),
+            ("no-such-program", 127),
+            (str(no_interpreter), 127),
+            (str(not_executable), 126),
+            (str(place), 126),
+        ):
+            daemons = [daemon("a", command, restart="always"), daemon("b", *child("signals.py"))]
+            with self.subTest(command), Bundle(daemons) as bundle:
                 bundle.wait_for(b"[b] ready")
                 self.assertEqual(bundle.wait_for_state("a", "failed")["pid"], None)
                 self.assertEqual(len(bundle.events("failed", "a")), 1)
-                about_it = [line for line in bundle.own_lines() if argv[0] in line]
+                about_it = [line for line in bundle.own_lines() if command in line]
                 self.assertEqual(len(about_it), 1, bundle.own_lines())
                 bundle.signal(SIGTERM)
                 self.assertEqual(bundle.exit(), code)

@@ -97,52 +97,6 @@ class ReadinessTest(NamespaceTestCase):
 
 
 class InPlaceTest(NamespaceTestCase):
-    """USR1 in each state of pipelock."""
-
-    def test_usr1_for_one_that_backs_off_starts_it_at_once_and_counts_anew(self) -> None:
-        daemons = [daemon("pipelock", *SLEEP, restart="always"), daemon("b", *SLEEP)]
-        with Bundle(daemons, tunables=SLOW_BACKOFF) as bundle:
-            bundle.wait_for_state("pipelock", "running")
-            _kill(bundle, "pipelock")
-            bundle.wait_for_state("pipelock", "backoff")
-            bundle.signal(SIGUSR1)
-            self.assertEqual(bundle.wait_for_state("pipelock", "running")["crash_looping"], False)
-            bundle.wait_for(b"sidecar-init: pipelock restarted (pid ")
-
-    def test_usr1_for_one_that_has_exited_starts_it(self) -> None:
-        with Bundle([daemon("pipelock", *shell("echo hello")), daemon("b", *SLEEP)]) as bundle:
-            bundle.wait_for(b"pipelock exited with code 0")
-            bundle.signal(SIGUSR1)
-            bundle.wait_for(b"[pipelock] hello\n", times=2)
-            bundle.wait_for(b"pipelock exited with code 0", times=2)
-
-    def test_usr1_for_one_that_could_not_be_executed_tries_it_again(self) -> None:
-        program = self.scratch() / "program"
-        with Bundle([daemon("pipelock", str(program)), daemon("b", *SLEEP)]) as bundle:
-            bundle.wait_for_state("pipelock", "failed")
-            program.write_text("#!/bin/sh\nexec sleep 1000\n")
-            program.chmod(0o755)
-            bundle.signal(SIGUSR1)
-            bundle.wait_for_state("pipelock", "running")
-
-    def test_usr1_for_one_that_is_starting_makes_it_start_once_more(self) -> None:
-        with Bundle([daemon("pipelock", *SLEEP, port=7004)]) as bundle:
-            first = bundle.wait_for_state("pipelock", "starting")["pid"]
-            bundle.signal(SIGUSR1)
-            bundle.wait_for(b"pipelock restarted (pid ")
-            self.assertNotEqual(bundle.wait_for_state("pipelock", "starting")["pid"], first)
-
-    def test_usr1_for_one_that_still_waits_for_another_leaves_one_of_it(self) -> None:
-        daemons = [daemon("egress", *SIGNALS, port=7005), daemon("pipelock", "sleep", "2000", after=["egress"])]
-        with Bundle(daemons) as bundle:
-            bundle.wait_for_state("pipelock", "waiting")
-            bundle.signal(SIGUSR1)
-            bundle.catch_up()
-            self.assertLessEqual(len(bundle.running_commands("sleep 2000")), 1)
-            self.assertIn(bundle.daemon("pipelock")["state"], ("waiting", "running"))
-            bundle.signal(SIGTERM)
-            bundle.exit()
-
     def test_a_daemon_killed_while_it_is_stopped_for_a_restart_starts_once(self) -> None:
         daemons = [daemon("pipelock", *child("signals.py", "--stay"), restart="always"), daemon("b", *SLEEP)]
         with Bundle(daemons) as bundle:

@@ -64,6 +64,10 @@ class Redaction(unittest.TestCase):
         key = secrets(A=b"-----BEGIN\nsecret-line-1\nsecret-line-2\n-----END---\n")
         self.assertEqual(key.redact(b"x secret-line-2\n-----BEGIN\n"), b"x " + A + b"\n" + A + b"\n")
 
+    def test_the_line_ends_and_outer_spaces_of_such_a_value_do_not_matter(self) -> None:
+        key = secrets(A=b"-----BEGIN\nfirst-line\r\nsecond-line\n")
+        self.assertEqual(key.redact(b"first-line\n  second-line \r\n"), A + b"\n  " + A + b" \r\n")
+
     def test_short_values_and_short_lines_of_values_are_left_alone(self) -> None:
         short = secrets(A=b"12345", B=b"abc\nlonger-line")
         self.assertEqual(short.redact(b"12345 abc longer-line"), b"12345 abc " + B)
@@ -122,6 +126,13 @@ class RedactionOfLines(unittest.TestCase):
             line = whole + b"." * (before - len(whole)) + TOKEN + b"\n"
             out = self.logged(line, [_READ_SIZE, len(TOKEN)], A=TOKEN)
             self.assertEqual(out, line.replace(TOKEN, A), before)
+
+    def test_a_value_that_begins_a_longer_one_does_not_uncover_the_rest_of_it(self) -> None:
+        user, login = b"my-user", b"my-user:my-password"
+        for before in range(_LINE_LIMIT, _LINE_LIMIT + len(login)):
+            for at in (len(user), len(login) - 4):
+                out = self.logged(b"." * before + login + b"\n", [before + at], A=user, B=login)
+                self.assertEqual(out, b"." * before + B + b"\n", (before, at))
 
     def test_a_long_line_of_nothing_but_values_is_all_redacted(self) -> None:
         out = self.logged(TOKEN * 10000, [], A=TOKEN)
