@@ -11,7 +11,7 @@ import time
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2
 
 from tests.faults.support import Bundle, FaultTestCase
 from tests.pidns.harness import PATIENCE, PYTHON, SLEEP, child, daemon, launcher, quiet_for, small_disk
@@ -159,7 +159,7 @@ class SuspendTest(FaultTestCase):
         with Bundle(daemons) as bundle:
             bundle.wait_for(b"] ready\n", times=2)
             bundle.wait_for(b"[loud] 0099999\n")
-            bundle.signal(SIGSTOP)
+            bundle.suspend()
             os.kill(bundle.running_commands("sleep 1000")[0].pid, SIGKILL)
             for _ in range(3):
                 for number in (SIGHUP, SIGUSR1, SIGUSR2):
@@ -175,23 +175,27 @@ class SuspendTest(FaultTestCase):
             self.assertEqual(bundle.lines("pipelock"), [b"ready", b"SIGTERM", b"ready"])
             self.assertEqual([int(line) for line in bundle.lines("loud")], list(range(100_000)))
 
-            bundle.signal(SIGSTOP)
+            bundle.suspend()
             bundle.signal(SIGTERM)
             bundle.signal(SIGCONT)
             self.assertEqual(bundle.exit(), 143)
 
     def test_a_grace_that_ran_out_meanwhile_kills_nobody_who_had_ended_in_time(self) -> None:
-        may_end = self.scratch() / "may-end"
+        may_end, offset = self.scratch() / "may-end", self.scratch() / "offset"
         daemons = [daemon("pipelock", *SIGNALS, "--end-when", str(may_end)), daemon("b", *SLEEP)]
-        with Bundle(daemons, tunables={"_RESTART_GRACE_SECONDS": 1.0}) as bundle:
+        bundle = Bundle(daemons)
+        long_grace = "module._RESTART_GRACE_SECONDS = 900.0"
+        bundle.argv = [*launcher(long_grace, before_import=_shifted_steady_clock(offset)), *bundle.argv[-2:]]
+        offset.write_text("0")
+        with bundle:
             bundle.wait_for(b"] ready\n")
             for turn in range(1, 6):
                 bundle.signal(SIGUSR1)
-                bundle.wait_for(b"restarting pipelock", times=turn)
-                bundle.signal(SIGSTOP)
+                bundle.wait_for(b"[pipelock] SIGTERM\n", times=turn)
+                bundle.suspend()
                 may_end.touch()
                 wait_until(lambda: not bundle.running_commands("signals.py"), PATIENCE, "the old one has ended")
-                quiet_for(1.1)  # the grace, and more
+                offset.write_text(str(turn * 1000))  # the grace, and more
                 may_end.unlink()
                 bundle.signal(SIGCONT)
                 bundle.wait_for(b"[pipelock] ready\n", times=turn + 1)
@@ -228,6 +232,15 @@ from types import SimpleNamespace
 shifted = SimpleNamespace(**vars(time))
 shifted.time = lambda: time.time() + float(open({str(offset)!r}).read() or 0)
 module.time = shifted
+"""
+
+
+def _shifted_steady_clock(offset: Path) -> str:
+    """The same for the steady clock. The module may take hold of it when it is imported, so this comes first."""
+    return f"""
+import time
+unshifted = time.monotonic
+time.monotonic = lambda: unshifted() + float(open({str(offset)!r}).read() or 0)
 """
 
 

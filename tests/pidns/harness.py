@@ -303,6 +303,11 @@ class Namespace:
         with open("/dev/null") as null:  # a close would let the number be reused under the hands of the thread
             os.dup2(null.fileno(), self._read_end)
 
+    def suspend(self) -> None:
+        """Stop PID 1, and return when it is stopped."""
+        self.signal(signal.SIGSTOP)
+        wait_until(lambda: Process(self.pid1).state == "T", PATIENCE, "PID 1 is stopped")
+
     # What it is
 
     def signal(self, number: int) -> None:
@@ -531,10 +536,11 @@ def _status_number(pid: int, field: str) -> int:
     return int(match[1])
 
 
-def launcher(changes: str = "") -> list[str]:
+def launcher(changes: str = "", before_import: str = "") -> list[str]:
     """The command of the program; `changes` is Python that changes `module` first."""
     program = f"""
 import sys
+{before_import}
 sys.path.insert(0, {str(installed())!r})
 import sidecar_init as module
 {changes}
