@@ -149,6 +149,7 @@ class EventsTest(NamespaceTestCase):
             self.assertEqual(for_people.returncode, 0)
             self.assertEqual(len(for_people.stdout.splitlines()), len(bundle.events()))
             self.assertRegex(for_people.stdout, r"a\b.*exited|exited.*\ba\b")
+            self.assertNotRegex(for_people.stdout, r"\boom\b|\b(True|False|None|null|false)\b")
             for_tools = bundle.command("events", "--json", "-n", "2")
             self.assertEqual([json.loads(line) for line in for_tools.stdout.splitlines()], bundle.events()[-2:])
 
@@ -223,6 +224,44 @@ class ApplyTest(NamespaceTestCase):
             self._refused(bundle, "other", "other")
             self.assertEqual(set(bundle.lines("other") + bundle.lines("egress")), {b"ready"})
 
+    def test_what_happened_before_is_no_answer(self) -> None:
+        """A restart that worked does not hide that the next is refused, nor the other way round."""
+        fine = self.scratch() / "fine"
+        fine.touch()
+        with Bundle([daemon("pipelock", *SIGNALS, check=shell(f"[ -e {fine} ]"))]) as bundle:
+            bundle.wait_for(b"[pipelock] ready")
+            self._applied(bundle, "pipelock")
+            fine.unlink()
+            self._refused(bundle, "check", "pipelock")
+            fine.touch()
+            self._applied(bundle, "pipelock")
+            self.assertEqual(bundle.daemon("pipelock")["restarts"], 2)
+
+    def test_a_signal_that_was_delivered_before_is_no_answer_to_one_that_is_dropped(self) -> None:
+        end = self.scratch() / "end"
+        daemons = [daemon("egress", *child("signals.py", "--end-when", str(end))), daemon("b", *SLEEP)]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"[egress] ready")
+            self._applied(bundle, "egress")
+            os.kill(bundle.host_pid(bundle.daemon("egress")["pid"]), SIGKILL)
+            bundle.wait_for_state("egress", "exited")
+            self._refused(bundle, "egress", "egress")
+
+    def test_a_shutdown_is_the_reason_whether_it_came_before_or_comes_meanwhile(self) -> None:
+        let_go = self.scratch() / "let-go"
+        daemons = [daemon("pipelock", *SIGNALS, "--end-when", str(let_go)), daemon("egress", *SIGNALS)]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"] ready", times=2)
+            with Namespace([*COMMAND, "apply", "pipelock"], inside=bundle, env=bundle.env) as command:
+                bundle.wait_for(b"[pipelock] SIGTERM\n")  # its restart has begun, and cannot go on
+                bundle.signal(SIGTERM)
+                self.assertEqual(command.exit(), 1)
+                self.assertRegex(command.stderr, r"\Acannot apply pipelock: .*shutting.down.*\n\Z")
+            for name in ("pipelock", "egress"):
+                self._refused(bundle, "shutting", name)
+            let_go.touch()
+            self.assertEqual(bundle.exit(), 0)
+
     def test_where_there_is_no_supervisor_it_is_told(self) -> None:
         with Namespace(SLEEP) as outer:
             told = outer.inside([*COMMAND, "apply", "egress"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.scratch()))
@@ -253,10 +292,32 @@ class PlanTest(NamespaceTestCase):
             self.assertRegex(told.stdout + told.stderr, "/no/such/program|no-such-account")
         self.assertFalse(marker.exists())
 
-    def _plan(self, daemons: Sequence[dict[str, object]]) -> subprocess.CompletedProcess[str]:
+    def test_whom_a_supervisor_that_is_not_root_runs_them_as(self) -> None:
+        """It cannot become anybody, so that an account that is missing is no obstacle."""
+        daemons = [
+            daemon("a", *SLEEP, user="www-data"),
+            daemon("b", *SLEEP),
+            daemon("c", *SLEEP, user="no-such-account"),
+        ]
+        become = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", self.interpreter()]
+        told = self._plan(daemons, become)
+        self.assertEqual((told.returncode, told.stderr), (0, ""), told.stdout)
+        rows = {line.split()[1]: line for line in told.stdout.splitlines()}
+        for name, user in (("a", "www-data"), ("c", "no-such-account")):
+            self.assertRegex(rows[name], rf"supervisor.*{user}.*not root")
+        self.assertNotIn("not root", rows["b"])
+        as_root = self._plan(daemons, [])
+        self.assertNotIn("not root", as_root.stdout)
+        self.assertEqual(as_root.returncode, 1, "the control: here it is one")
+
+    def _plan(
+        self, daemons: Sequence[dict[str, object]], become: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """What `plan` prints, for the account that the command `become` changes to."""
         bundle = Bundle(daemons)  # for its table alone: it is never started
         self.addCleanup(bundle.discard)
-        return subprocess.run([*COMMAND, "plan", *bundle.argv[-2:]], capture_output=True, text=True, timeout=PATIENCE)
+        command = [*(become or COMMAND[:1]), *COMMAND[1:], "plan", *bundle.argv[-2:]]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 class UsageTest(NamespaceTestCase):

@@ -1,9 +1,10 @@
 """What a daemon's end is called in the log and in the events, and what the supervisor's own exit code becomes of it."""
 
 import re
-from signal import SIGTERM, Signals
+from signal import SIGCONT, SIGTERM, Signals
 
-from tests.pidns.harness import SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
+from tests.pidns.harness import PATIENCE, SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
+from tests.support import wait_until
 
 NOT_DEADLY = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
 DEADLY = [one for one in Signals if one.name not in NOT_DEADLY]
@@ -56,6 +57,20 @@ class SupervisorTest(NamespaceTestCase):
                 bundle.wait_for(b"a exited with ")
                 bundle.signal(SIGTERM)
                 self.assertEqual(bundle.exit(), code)
+
+    def test_a_daemon_that_crashed_just_before_term_came_has_failed_by_itself(self) -> None:
+        """PID 1 is stopped while both happen, so that it learns of both at once."""
+        for restart in ("never", "always"):
+            crash = self.scratch() / "crash"
+            daemons = [daemon("a", *shell(f"until [ -e {crash} ]; do sleep 0.01; done; exit 1"), restart=restart)]
+            with self.subTest(restart=restart), Bundle([*daemons, daemon("b", *SLEEP)]) as bundle:
+                bundle.wait_for_state("b", "running")
+                bundle.suspend()
+                crash.touch()
+                wait_until(lambda: not bundle.running_commands("until"), PATIENCE, "the crash")
+                bundle.signal(SIGTERM)
+                bundle.signal(SIGCONT)
+                self.assertEqual(bundle.exit(), 1)
 
     def test_a_failure_that_a_restart_made_good_does_not_count(self) -> None:
         marker = self.scratch() / "marker"

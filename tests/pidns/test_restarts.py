@@ -39,6 +39,26 @@ class PolicyTest(NamespaceTestCase):
             self.assertEqual(bundle.wait_for_state("once", "exited")["last_exit"], "code 3")
             self.assertEqual([len(bundle.events("started", name)) for name in ("good", "once")], [1, 1])
 
+    def test_one_that_is_not_restarted_is_not_called_crash_looping(self) -> None:
+        """Its fifth exit in a row is the first that is no failure."""
+        count = self.scratch() / "count"
+        script = f"echo x >>{count}; [ $(wc -l <{count}) -ge 5 ] || exit 3"
+        daemons = [daemon("a", *shell(script), restart="on-failure"), daemon("b", *SLEEP)]
+        with Bundle(daemons, tunables={"_BACKOFF_FIRST": 0.01}) as bundle:
+            row = bundle.wait_for_state("a", "exited")
+            self.assertEqual((row["restarts"], row["last_exit"], row["crash_looping"]), (4, "code 0", False))
+            self.assertEqual(bundle.events("crash-looping"), [])
+            self.assertNotIn(b"crash-looping", bundle.log)
+
+    def test_the_fifth_exit_in_a_row_is_called_crash_looping_once(self) -> None:
+        """The control of the one above."""
+        daemons = [daemon("a", *shell("exit 3"), restart="on-failure"), daemon("b", *SLEEP)]
+        with Bundle(daemons, tunables={"_BACKOFF_FIRST": 0.01, "_BACKOFF_LAST": 0.01}) as bundle:
+            bundle.wait_for_event("exited", "a", times=7)
+            self.assertEqual(len(bundle.events("crash-looping", "a")), 1)
+            before = [one["event"] for one in bundle.events(name="a")].index("crash-looping")
+            self.assertEqual([one["event"] for one in bundle.events(name="a")][:before].count("exited"), 5)
+
     def test_never_in_the_environment_leaves_every_daemon_dead_and_the_survivors_up(self) -> None:
         daemons = [daemon("a", *shell("exit 3"), restart="always"), daemon("b", *SLEEP, restart="always")]
         with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_RESTART": "never"}) as bundle:
@@ -153,6 +173,27 @@ class CheckTest(NamespaceTestCase):
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 0)
             self.assertNotIn(b"pipelock restarted", bundle.log)
+
+    def test_a_usr1_during_the_check_repeats_it_but_one_during_that_does_not(self) -> None:
+        """The file may be newer than the first check; a storm of signals must not put the restart off for ever."""
+        place = self.scratch()
+        script = f"echo x >>{place}/runs; until [ -e {place}/go-$(wc -l <{place}/runs) ]; do sleep 0.01; done"
+
+        def runs() -> int:
+            path = place / "runs"
+            return path.read_text().count("x") if path.exists() else 0
+
+        with self._bundle(*shell(script)) as bundle:
+            self._ready(bundle)
+            for number in (1, 2):
+                bundle.signal(SIGUSR1)
+                bundle.until(lambda: runs() == number, PATIENCE, f"check {number}")  # noqa: B023
+                bundle.signal(SIGUSR1)
+                bundle.catch_up()
+                (place / f"go-{number}").touch()
+            bundle.wait_for(b"[pipelock] ready\n", times=2)
+            bundle.catch_up()
+            self.assertEqual((runs(), bundle.daemon("pipelock")["restarts"]), (2, 1))
 
     def test_where_the_daemon_dies_while_its_check_runs_it_comes_back(self) -> None:
         go = self.scratch() / "go"

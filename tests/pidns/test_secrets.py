@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 import unittest
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,16 +87,6 @@ NONE = f"{0:016x}"
 
 
 class SecretsTestCase(NamespaceTestCase):
-    def interpreter(self) -> str:
-        """A Python that other accounts can execute; the one of the tests may be at home in /root."""
-        for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"))):
-            try:
-                subprocess.run([python, "-I", "-S", "-c", "import ctypes, json"], user=OTHER, group=OTHER, check=True)
-            except (OSError, subprocess.CalledProcessError):
-                continue
-            return python
-        self.skipTest(f"no python3 that the account {OTHER} can execute")
-
     def enter(self, bundle: Bundle) -> Bundle:
         return self.enterContext(bundle)
 
@@ -373,6 +362,19 @@ class PrivilegeTest(SecretsTestCase):
                     self.assert_fails_closed(bundle, "egress", f"cannot become {OWNER} (the container must have SETUID")
                     bundle.wait_for_state("b", "running")
                 self.assertFalse(started.exists())
+
+    def test_without_kill_a_daemon_that_cannot_be_signalled_does_not_hold_up_the_shutdown(self) -> None:
+        """KILL does not reach its process. Two seconds later the kernel ends it together with PID 1."""
+        rows = [daemon("egress", *SLEEP, user=OWNER), daemon("b", *shell("trap 'exit 0' TERM; sleep 1000 & wait"))]
+        bundle = Bundle(rows, tunables={"_GRACE_SECONDS": 0.3})
+        with under(bundle, "setpriv", "--bounding-set", "-kill"):
+            bundle.wait_for_state("b", "running")
+            [owner] = bundle.running_commands("sleep 1000")[:1]
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 137)
+            self.assertFalse(Path(f"/proc/{owner.pid}").exists())
+            said = [line for line in bundle.own_lines() if line.startswith("cannot signal egress: ")]
+            self.assertEqual(len(said), 1, bundle.own_lines())
 
     def test_without_any_capability_daemons_of_root_start(self) -> None:
         """The control of the two above: there is nothing to drop, and nobody to become."""

@@ -98,6 +98,20 @@ class HupTest(NamespaceTestCase):
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 0)
 
+    def test_hup_is_dropped_while_egress_is_stopped_for_a_restart(self) -> None:
+        let_go = self.scratch() / "let-go"
+        signals = {"HUP": {"forward": "egress"}, "USR1": {"restart": "egress"}}
+        with Bundle([daemon("egress", *SIGNALS, "--end-when", str(let_go))], signals=signals) as bundle:
+            bundle.wait_for(b"[egress] ready\n")
+            bundle.signal(SIGUSR1)
+            bundle.wait_for(b"[egress] SIGTERM\n")
+            bundle.signal(SIGHUP)
+            event = bundle.wait_for_event("signal", "egress")
+            self.assertEqual((event["forwarded"], event["signal"]), (False, "SIGHUP"))
+            let_go.touch()
+            bundle.wait_for(b"[egress] ready\n", times=2)
+            self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM", b"ready"])
+
     def test_hup_is_dropped_where_egress_is_not_selected(self) -> None:
         daemons = [daemon("egress", *SIGNALS), daemon("other", *SIGNALS)]
         with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_DAEMONS": "other"}) as bundle:

@@ -467,6 +467,13 @@ class Restart(MachineTest):
         self.assertEqual(self.system.signals, [("web", signal.SIGTERM), ("web", signal.SIGKILL)])
         self.assertIn("killed", self.kinds())
 
+    def test_an_old_one_that_outlives_kill_is_waited_for(self) -> None:
+        self.supervise(web())
+        self.walk(("start", "running"), ("usr1", "stopping"), ("wait 5", "stopping"), ("wait 1000", "stopping"))
+        self.assertEqual(self.system.signals, [("web", signal.SIGTERM), ("web", signal.SIGKILL)])
+        self.assertEqual(self.system.started, ["web"])
+        self.walk(("killed", "running"))
+
     def test_one_that_ended_in_time_is_not_killed_where_the_signal_of_it_comes_after_the_deadline(self) -> None:
         self.supervise(web())
         self.walk(("start", "running"), ("usr1", "stopping"))
@@ -648,6 +655,12 @@ class Shutdown(MachineTest):
         self.assertNotIn(("web", signal.SIGKILL), self.system.signals)
         self.happen("wait 0.1")
         self.assertIn(("web", signal.SIGKILL), self.system.signals)
+
+    def test_one_that_outlives_kill_is_given_up_after_two_seconds(self) -> None:
+        self.supervise(web())
+        self.walk(("start", "running"), ("term", "stopping"), ("wait 8", "stopping"), ("wait 1.9", "stopping"))
+        self.walk(("wait 0.1", "stopped"))
+        self.assertEqual(self.supervisor.exit_code(), 137)
 
     def test_nothing_is_left_to_wait_for_afterwards(self) -> None:
         self.supervise(web(), web("never"))
