@@ -84,9 +84,12 @@ class System:
 
 
 class MachineTest(UnitTest):
+    def new_system(self) -> System:
+        return System()
+
     def setUp(self) -> None:
         self.use_environment()
-        self.clock, self.system, self.events = Clock(), System(), Events()
+        self.clock, self.system, self.events = Clock(), self.new_system(), Events()
         self.patch("_Nursery", lambda: self.system)
         self.patch("_is_listening", self.system.ports.__contains__)
         for patch in (

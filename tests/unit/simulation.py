@@ -1,0 +1,623 @@
+"""Random histories against a real _Supervisor, whose clock, kernel and daemons are simulated.
+
+    python3 -m tests.unit.simulation [--histories N] [--seed S]
+
+A history is made of its seed alone, so that one that failed can be repeated. After each turn of the loop the rules
+are checked that hold whatever happens; at the end, that all came to rest and that the exit code is right. What the
+simulation knows of the module's inside stands in `Machine` here and in `MachineTest`, on which it is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import heapq
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from unittest import mock
+
+from sidecar_init import _CannotStart, _DaemonSpec
+from tests.unit.support import Clock
+from tests.unit.test_state_machine import MachineTest, System
+
+GRACE, RESTART_GRACE, CHECK, GIVE_UP = 8.0, 5.0, 10.0, 2.0  # the promises, not the module's constants
+SLACK = 0.2  # four looks at a group that is left behind
+FOREVER = float("inf")
+
+
+class Violation(AssertionError):
+    """A rule that did not hold."""
+
+
+def demand(rule: bool, what: str) -> None:
+    if not rule:
+        raise Violation(what)
+
+
+class Process:
+    """A daemon's or a check's process group: its leader, and perhaps others."""
+
+    def __init__(self, pid: int, command: str, started_at: float, choice: random.Random) -> None:
+        self.pid, self.command, self.started_at = pid, command, started_at
+        self.leader_lives, self.others_live, self.reaped = True, choice.random() < 0.2, False
+        self.term_at: float | None = None
+        self.killed = False
+        self.grace, self.longest_grace = FOREVER, 0.0  # the shortest and the longest that its stop was asked with
+        self.takes_term = choice.choice([0.0, 0.0, 0.02, 1.0, 4.0, 6.0, FOREVER])  # so long after it
+        self.others_take_term = choice.choice([0.0, 0.3, 7.0, FOREVER])  # so long after their leader
+        self.takes_kill = choice.choice([0.0] * 19 + [choice.choice([1.0, 3.0, 12.0])])
+        self.term_status = choice.choice([0, signal.SIGTERM, 5 << 8])
+        self.code: int | None = None  # as a shell tells it, once it was reaped
+
+    @property
+    def lives(self) -> bool:
+        return self.leader_lives or self.others_live
+
+
+class Kernel(System):
+    """Processes that react to signals in their own time, and whatever else happens later."""
+
+    def __init__(self, choice: random.Random) -> None:
+        super().__init__()
+        self.choice = choice
+        self.clock = Clock()
+        self.processes: dict[int, Process] = {}
+        self.broken: dict[str, tuple[str, int]] = {}  # command: the step that fails, and its errno
+        self.port_of: dict[str, int] = {}
+        self.pending: set[int] = set()  # signals to the supervisor
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        # Who looks on: before a start, at a signal, and when an exit is told to the supervisor.
+        self.on_start: Callable[[str], None]
+        self.on_started: Callable[[Process], None]
+        self.on_signal: Callable[[Process, int], None]
+        self.on_reaped: Callable[[Process, int], None]
+        self.on_all_reaped: Callable[[], None]
+
+    # what happens later
+
+    def later(self, seconds: float, happening: Callable[[], None]) -> None:
+        if seconds < FOREVER:
+            self._number += 1
+            heapq.heappush(self._later, (self.clock.now + seconds, self._number, happening))
+
+    def next_happening(self) -> float:
+        return self._later[0][0] if self._later else FOREVER
+
+    def happen_until(self, moment: float) -> None:
+        while self.next_happening() <= moment:
+            when, _, happening = heapq.heappop(self._later)
+            self.clock.now = max(self.clock.now, when)
+            happening()
+
+    # the calls of the supervisor
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, account: object) -> int:
+        command = argv[0]
+        self.on_start(command)
+        step, number = self.broken.get(command, ("", 0))
+        self.refusal = _CannotStart("fork", number) if step == "fork" else None
+        pid = super().start(argv, env, output, account)
+        self.processes[pid] = Process(pid, command, self.clock.now, self.choice)
+        return pid
+
+    def await_exec(self, pid: int) -> None:
+        process = self.processes[pid]
+        step, number = self.broken.get(process.command, ("", 0))
+        if step == "exec":
+            process.others_live = False
+            self.exit(process, 127 << 8)
+            raise _CannotStart("execute it", number)
+        self.on_started(process)
+        port = self.port_of.get(process.command)
+        if port:
+            [delay] = self.choice.choices([0.0, 0.1, 0.5, 3.0, 100.0], [40, 30, 20, 8, 2])
+            self.later(delay, lambda: self._listen(process, port))
+
+    def _listen(self, process: Process, port: int) -> None:
+        if process.leader_lives:
+            self.ports.add(port)
+
+    def signal_group(self, pgid: int, number: int) -> bool:
+        if pgid in self.groups and number not in (0, signal.SIGCONT):
+            process = self.processes[pgid]
+            self.on_signal(process, number)
+            if number == signal.SIGTERM and process.term_at is None:
+                process.term_at = self.clock.now
+                self.later(process.takes_term, lambda: self.exit(process, process.term_status))
+                if not process.leader_lives:
+                    self.later(process.others_take_term, lambda: self._others_end(process))
+            elif number == signal.SIGKILL:
+                process.killed = True
+                self.later(0.0, lambda: self._others_end(process))
+                self.later(process.takes_kill, lambda: self.exit(process, signal.SIGKILL))
+        return pgid in self.groups
+
+    def kill(self, pid: int, number: int) -> None:
+        """A signal to one process alone."""
+        process = self.processes[pid]
+        demand(process.leader_lives, f"{process.command} is signalled though it has exited")
+        demand(process.term_at is None, f"{process.command} gets a signal though it is being stopped")
+        if self.choice.random() < 0.3:  # it has no handler
+            self.exit(process, number)
+
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        if not self.deaths:
+            self.on_all_reaped()
+        pid, status = super().waitpid(pid, options)
+        process = self.processes[pid]
+        process.reaped = True
+        self._forget(process)
+        self.on_reaped(process, os.waitstatus_to_exitcode(status))
+        return pid, status
+
+    def waitid(self, kind: int, pid: int, options: int) -> object:
+        if self.processes[pid].leader_lives:
+            return None
+        status = next(status for exited, status in self.deaths if exited == pid)
+        code = os.waitstatus_to_exitcode(status)
+        return mock.Mock(si_code=os.CLD_EXITED if code >= 0 else os.CLD_KILLED, si_status=abs(code))
+
+    def urandom(self, size: int) -> bytes:
+        return self.choice.randbytes(size)
+
+    # what processes do
+
+    def exit(self, process: Process, status: int, *, others_live_on: bool = True) -> None:
+        if not process.leader_lives:
+            return
+        process.leader_lives = False
+        process.others_live = process.others_live and others_live_on
+        self.deaths.append((process.pid, status))
+        self.pending.add(signal.SIGCHLD)
+        self.ports.discard(self.port_of.get(process.command, 0))
+        if process.term_at is not None:
+            self.later(process.others_take_term, lambda: self._others_end(process))
+
+    def _others_end(self, process: Process) -> None:
+        process.others_live = False
+        self._forget(process)  # their parent has reaped them; PID 1 is not told
+
+    def _forget(self, process: Process) -> None:
+        if process.reaped and not process.lives:
+            self.groups.pop(process.pid, None)
+
+
+class Machine(MachineTest):
+    """A supervisor over a simulated kernel: the only place that knows how it is made and looked into."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def new_system(self) -> Kernel:
+        return self.kernel
+
+    def begin(self, specs: Sequence[_DaemonSpec], may_restart: bool, forward: str, restart: str) -> None:
+        self.setUp()
+        self.kernel.clock = self.clock
+        for name in ("kill", "waitid", "urandom"):
+            patch = mock.patch(f"os.{name}", getattr(self.kernel, name))
+            patch.start()
+            self.addCleanup(patch.stop)
+        self.supervise(*specs, may_restart=may_restart)
+        self.patch("_SIGNALS", {"USR1": ("restart", restart), "HUP": ("forward", forward)})
+
+    def start_all(self) -> None:
+        self.supervisor.start_all()
+
+    def turn(self) -> bool:
+        """One turn of the loop, with the signals that are pending."""
+        for number in sorted(self.kernel.pending):
+            self.signal(number)
+        self.kernel.pending.clear()
+        return type(self.supervisor).tick(self.supervisor)
+
+    def seconds_to_sleep(self) -> float:
+        return self.supervisor._time_to_next_deadline()
+
+    @contextmanager
+    def turning_by(self, turn: Callable[[float], bool]) -> Iterator[None]:
+        """While this is open, the supervisor's own turns are made by `turn`, which is told how long it may sleep."""
+        with mock.patch.object(self.supervisor, "tick", turn):
+            yield
+
+    def state(self, name: str) -> str:
+        return self.daemons[name].state
+
+    def deadline(self, name: str) -> float:
+        return self.daemons[name].deadline
+
+    def exit_code(self) -> int:
+        return self.supervisor.exit_code()
+
+    @property
+    def shutdown_at(self) -> float | None:
+        return self.supervisor.shutdown_at
+
+
+class Expected:
+    """What is to become of a daemon, found out from what happened to it and nothing else."""
+
+    def __init__(self, spec: _DaemonSpec) -> None:
+        self.spec = spec
+        self.wanted = True  # it runs, or will
+        self.asked = False  # for a restart that has led to no start yet, and was not refused
+        self.check_passed = self.check_again = self.may_check_again = False
+        self.failure = 0
+        self.process: Process | None = None
+        self.check: Process | None = None
+
+    def ask(self, grace: float) -> None:
+        self.wanted = self.asked = True
+        if self.check:
+            self.check_again = True
+        else:
+            self.may_check_again = True
+        if self.process and self.process.lives:
+            self.process.grace = min(self.process.grace, grace)
+            self.process.longest_grace = max(self.process.longest_grace, grace)
+
+    def refuse(self) -> None:
+        self.asked = False
+        if self.process:
+            self.process.grace, self.process.longest_grace = FOREVER, 0.0
+
+    def checked(self, passed: bool) -> None:
+        self.check = None
+        if self.check_again and self.may_check_again:
+            self.may_check_again = False
+        elif passed:
+            self.check_passed = True
+        else:
+            self.refuse()
+
+    def exited(self, code: int, may_restart: bool) -> None:
+        """By itself."""
+        always = self.spec.restart == "always" or (self.spec.restart == "on-failure" and code != 0)
+        self.failure, self.wanted = code, self.asked or (always and may_restart)
+
+
+class History:
+    """One history: who takes part, what happens, and what must hold."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.choice = seed, random.Random(seed)
+        self.kernel = Kernel(self.choice)
+        self.machine = Machine(self.kernel)
+        self.trace: list[str] = []
+        self.done, self.ended_at = False, 0.0
+        self.requests: list[tuple[str, float]] = []  # which the supervisor acts on when it has reaped
+
+    def run(self) -> None:
+        try:
+            self._begin()
+            for _ in range(self.choice.randint(4, 25)):
+                self._pass(self.choice.choice([0.0, 0.0, 0.0, 0.05, 0.6, 3.0, 5.0, 9.0, 70.0]))
+                if self.done:
+                    break
+                for _ in range(self.choice.choice([1, 1, 1, 2, 3])):
+                    self._something()
+                self._turns()
+            self._settle()
+            self._end()
+        except Exception as error:
+            error.add_note("\n".join([f"seed {self.seed}, what happened last:", *self.trace[-40:]]))
+            raise
+        finally:
+            self.machine.doCleanups()
+
+    # what happens
+
+    def _begin(self) -> None:
+        names = ["web", "db", "cache", "worker"][: self.choice.randint(1, 4)]
+        specs: list[_DaemonSpec] = []
+        for number, name in enumerate(names):
+            port = 1000 + number if self.choice.random() < 0.4 else None
+            if port:
+                self.kernel.port_of[name] = port
+            after = [other for other in names[:number] if self.choice.random() < 0.3]
+            check = [f"check-{name}"] if self.choice.random() < 0.4 else None
+            restart = self.choice.choice(["never", "on-failure", "always", "always"])
+            specs.append(_DaemonSpec(name, [name], restart, port=port, after=after, check=check))
+        self.choice.shuffle(specs)
+        self.expected = {spec.name: Expected(spec) for spec in specs}
+        self.may_restart = self.choice.random() < 0.9
+        self.restarted = self.choice.choice(names)
+        for kind in ("start", "started", "signal", "reaped", "all_reaped"):
+            setattr(self.kernel, f"on_{kind}", getattr(self, f"_on_{kind}"))
+        self.machine.begin(specs, self.may_restart, self.choice.choice(names), self.restarted)
+        if self.choice.random() < 0.2:
+            self._breaks()
+        self.machine.start_all()
+        self._turns()
+
+    def _something(self) -> None:
+        happenings: list[tuple[int, Callable[[], None]]] = [
+            (8, self._exits),
+            (8, self._usr1),
+            (2, self._hup),
+            (2, self._breaks),
+            (3, self._mends),
+            (2, self._restart_daemon),
+            (1, self._term),
+            (1, self._usr2),
+        ]
+        weights, what = zip(*happenings, strict=True)
+        self.choice.choices(what, weights)[0]()
+
+    def _note(self, text: str) -> None:
+        self.trace.append(f"{self.kernel.clock.now:10.3f}  {text}")
+
+    def _exits(self) -> None:
+        living = [one for one in self.kernel.processes.values() if one.leader_lives and one.takes_kill == 0]
+        if living:
+            process = self.choice.choice(living)
+            status = self.choice.choice([0, 0, 7 << 8, 1 << 8, signal.SIGSEGV, signal.SIGKILL])
+            if process.command.startswith("check-"):
+                status = self.choice.choice([0, 0, 1 << 8])
+            self._note(f"{process.command} ({process.pid}) exits with status {status}")
+            self.kernel.exit(process, status, others_live_on=self.choice.random() < 0.7)
+
+    def _usr1(self) -> None:
+        self._note(f"USR1 for {self.restarted}")
+        self.kernel.pending.add(signal.SIGUSR1)
+
+    def _hup(self) -> None:
+        self._note("HUP")
+        self.kernel.pending.add(signal.SIGHUP)
+
+    def _usr2(self) -> None:
+        self.kernel.pending.add(signal.SIGUSR2)
+
+    def _term(self) -> None:
+        self._note("TERM")
+        self.kernel.pending.add(signal.SIGTERM)
+
+    def _breaks(self) -> None:
+        """Something cannot be started, for now or for good."""
+        command = self.choice.choice([*self.expected, *(f"check-{name}" for name in self.expected)])
+        number = self.choice.choice([errno.ENOENT, errno.EACCES, errno.EAGAIN, errno.ENOMEM])
+        self.kernel.broken[command] = self.choice.choice(["fork", "exec"]), number
+        self._note(f"{command} cannot be started: {self.kernel.broken[command]}")
+
+    def _mends(self) -> None:
+        self.kernel.broken.clear()
+
+    def _restart_daemon(self) -> None:
+        name = self.choice.choice([*self.expected, "nobody"])
+        grace = self.choice.choice([0.5, RESTART_GRACE, 20.0])
+        if self.choice.random() < 0.2:
+            self.kernel.later(self.choice.choice([0.01, 2.0]), self._term)
+        expected = self.expected.get(name)
+        before = expected.process if expected else None
+        self._turns()  # what is pending came before the call
+        if self.done:
+            return
+        self._note(f"restart_daemon({name!r}, grace={grace})")
+        self.requests.append((name, grace))
+        self._on_all_reaped()
+
+        def turn(seconds: float) -> bool:
+            self._sleep(seconds)
+            self.done = self._turn()
+            return self.done
+
+        with self.machine.turning_by(turn):
+            worked = self.machine.supervisor.restart_daemon(name, grace=grace)
+        self._note(f"restart_daemon is {worked}")
+        replaced = bool(expected and expected.process and expected.process is not before)
+        demand(worked <= replaced, "restart_daemon says that it has restarted what it has not")
+        demand(not (worked and before and before.lives), "restart_daemon is done while the old group lives")
+        self._check_rules()
+
+    # how time passes
+
+    def _sleep(self, most: float) -> None:
+        """Until something happens, or the time is over."""
+        if self.kernel.pending:
+            return
+        now = self.kernel.clock.now
+        moment = min(self.kernel.next_happening(), now + most + 1e-6)
+        demand(moment < FOREVER, "the loop sleeps, and nothing will wake it")
+        self.kernel.clock.now = max(now, moment)
+        self.kernel.happen_until(self.kernel.clock.now)
+
+    def _pass(self, seconds: float) -> None:
+        """So much time passes; the loop turns when it would."""
+        end = self.kernel.clock.now + seconds
+        while not self.done:
+            most = min(self.machine.seconds_to_sleep(), end - self.kernel.clock.now)
+            if most <= 0 or self.kernel.clock.now >= end:
+                break
+            self._sleep(most)
+            self._turns()
+
+    def _turn(self) -> bool:
+        if signal.SIGUSR1 in self.kernel.pending:
+            self.requests.append((self.restarted, RESTART_GRACE))
+        if signal.SIGCHLD not in self.kernel.pending:
+            self._on_all_reaped()
+        done = self.machine.turn()
+        if done and not self.done:
+            self.ended_at = self.kernel.clock.now
+        self._check_rules()
+        return done
+
+    def _turns(self) -> None:
+        """Turn until the loop would sleep."""
+        for _ in range(20):
+            if self.done:
+                return
+            self.done = self._turn()
+            if self.machine.seconds_to_sleep() > 0 and not self.kernel.pending:
+                return
+        raise Violation("the loop spins")
+
+    # the rules
+
+    def _groups(self, command: str) -> list[Process]:
+        return [one for one in self.kernel.processes.values() if one.command == command and one.lives]
+
+    def _on_start(self, command: str) -> None:
+        self._note(f"start of {command}")
+        demand(self.machine.shutdown_at is None, f"{command} starts after the shutdown was requested")
+        name = command.removeprefix("check-")
+        expected = self.expected[name]
+        number = self.kernel.broken.get(command, ("", 0))[1]
+        if command != name:
+            demand(expected.asked, f"{command} runs though nobody asked for a restart")
+            expected.check_passed = expected.check_again = False
+            if number:
+                expected.refuse()
+            return
+        demand(not self._groups(name), f"{name} starts while its old group lives")
+        demand(expected.wanted, f"{name} starts though it is not to run")
+        expected.asked = expected.check_passed = False
+        expected.process = None
+        if number in (errno.ENOENT, errno.EACCES):
+            expected.wanted, expected.failure = False, 127 if number == errno.ENOENT else 126
+
+    def _on_started(self, process: Process) -> None:
+        name = process.command.removeprefix("check-")
+        expected = self.expected[name]
+        if process.command == name:
+            expected.process, expected.failure = process, 0
+        else:
+            expected.check = process
+            process.others_live, process.takes_kill = False, 0.0
+            status, delay = self.choice.choice([0, 0, 1 << 8]), self.choice.choice([0.0, 0.3, 2.0, FOREVER])
+            self.kernel.later(delay, lambda: self.kernel.exit(process, status))
+
+    def _on_signal(self, process: Process, number: int) -> None:
+        now, shutdown_at = self.kernel.clock.now, self.machine.shutdown_at
+        self._note(f"signal {number} to {process.command} ({process.pid})")
+        name = process.command.removeprefix("check-")
+        expected = self.expected[name]
+        daemon_lives = bool(expected.process and expected.process.leader_lives)
+        if process.command != name:
+            needed = process is expected.check and daemon_lives and shutdown_at is None
+            may_end = number == signal.SIGKILL and (not needed or now >= process.started_at + CHECK)
+            demand(may_end, f"{process.command} is stopped while it is needed")
+            if needed:
+                expected.checked(False)
+            expected.check = None
+        elif number == signal.SIGTERM:
+            if shutdown_at is None and process.leader_lives:
+                demand(expected.asked, f"{name} is stopped though nobody asked for a restart")
+                demand(
+                    expected.spec.check is None or expected.check_passed,
+                    f"{name} is stopped though its check has not passed",
+                )
+            if not process.leader_lives and process.term_at is None:
+                process.grace = process.longest_grace = RESTART_GRACE
+        else:
+            demand(process.term_at is not None, f"{name} is killed without a TERM before")
+            kill_at = (process.term_at or 0) + process.grace if shutdown_at is None else shutdown_at + GRACE
+            demand(now >= kill_at - 1e-3, f"{name} is killed before its grace is over")
+
+    def _on_reaped(self, process: Process, code: int) -> None:
+        process.code = code if code >= 0 else 128 - code
+        expected = self.expected[process.command.removeprefix("check-")]
+        self._note(f"{process.command} ({process.pid}) was reaped: {process.code}")
+        if process is expected.check:
+            expected.checked(code == 0)
+        elif process is expected.process and process.term_at is None:
+            expected.exited(process.code, self.may_restart)
+
+    def _on_all_reaped(self) -> None:
+        requests, self.requests = self.requests, []
+        for name, grace in requests:
+            if name in self.expected and self.machine.shutdown_at is None:
+                self.expected[name].ask(grace)
+
+    def _check_rules(self) -> None:
+        now, shutdown_at = self.kernel.clock.now, self.machine.shutdown_at
+        idle = True
+        for name, expected in self.expected.items():
+            groups = self._groups(name)
+            demand(len(groups) <= 1, f"{name} has {len(groups)} groups")
+            runs = expected.process and not expected.process.reaped and expected.process.term_at is None
+            deadline = self.machine.deadline(name)
+            if shutdown_at is None and expected.wanted:
+                demand(bool(runs) or deadline < FOREVER, f"{name} is to run, does not, and has no deadline")
+            for process in groups:
+                if process.term_at is not None and not process.killed and shutdown_at is None:
+                    patience = process.term_at + process.longest_grace + SLACK
+                    demand(now <= patience, f"{name} is not killed when its grace is over")
+            idle = idle and self.machine.state(name) in ("running", "exited", "failed", "stopped")
+            idle = idle and expected.check is None
+        if idle:
+            deadlines = [self.machine.deadline(name) for name in self.expected]
+            demand(deadlines == [FOREVER] * len(deadlines), "a wake-up is due though nothing is to be done")
+
+    # the end
+
+    def _settle(self) -> None:
+        """Nothing happens any more but by itself: everything comes to rest as it should."""
+        self.kernel.broken.clear()
+        self.kernel.ports |= {port for name, port in self.kernel.port_of.items() if self._groups(name)}
+        self._pass(300)
+        if self.machine.shutdown_at is not None:
+            return
+        demand(self.done or self.machine.seconds_to_sleep() == FOREVER, "the loop does not come to rest")
+        for name, expected in self.expected.items():
+            runs = [one for one in self._groups(name) if one.leader_lives and one.term_at is None]
+            demand(bool(runs) == expected.wanted, f"{name} is to run: {expected.wanted}; it runs: {bool(runs)}")
+            demand(not expected.asked, f"the restart of {name} that was asked for never came")
+            demand(expected.wanted or not self._groups(name), f"what {name} left behind lives on")
+        demand(self.done == (not any(one.wanted for one in self.expected.values())), f"the end is near: {self.done}")
+
+    def _end(self) -> None:
+        if not self.done:
+            self._term()
+            self._pass(self.choice.choice([0.0, 1.0]))
+            for happening in self.choice.sample([self._term, self._usr1, self._hup, self._exits], 2):
+                happening()
+            self._turns()
+            self._pass(60)
+            demand(self.done, "the shutdown does not come to an end")
+        if (requested_at := self.machine.shutdown_at) is not None:
+            took = self.ended_at - requested_at
+            demand(took <= GRACE + GIVE_UP + SLACK, f"the shutdown took {took:.1f} s")
+        self.kernel.happen_until(self.kernel.clock.now)  # what was killed last
+        for process in self.kernel.processes.values():
+            gone = not process.lives or (process.killed and process.takes_kill > 0)
+            demand(gone, f"{process.command} ({process.pid}) was left behind")
+        demand(self.machine.exit_code() == self._exit_code(), f"the exit code is not {self._exit_code()}")
+        self._usr1()
+        self._turn()  # nothing starts any more, if it was a shutdown
+
+    def _exit_code(self) -> int:
+        """The worst of those that failed by themselves; else of those that were stopped, where KILL is the worst."""
+        stopped = [one.process for one in self.expected.values() if one.process and one.process.term_at is not None]
+        ended = [137 if process.code is None else process.code for process in stopped]
+        failures = max(one.failure for one in self.expected.values())
+        return failures or (137 if 137 in ended else max(ended, default=0))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m tests.unit.simulation", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--histories", type=int, default=10_000, metavar="N", help="how many (10000)")
+    parser.add_argument("--seed", type=int, metavar="S", help="of the first; the next has the next (random)")
+    options = parser.parse_args()
+    first = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
+    print(f"seeds {first} to {first + options.histories - 1}", flush=True)
+    began = time.monotonic()
+    for seed in range(first, first + options.histories):
+        try:
+            History(seed).run()
+        except Violation as violation:
+            print(violation, *violation.__notes__, sep="\n")
+            return 1
+    print(f"{options.histories} histories in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
