@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import errno
 import heapq
+import itertools
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ from sidecar_init import _CannotStart, _DaemonSpec
 from tests.unit.support import Clock
 from tests.unit.test_state_machine import MachineTest, System
 
-GRACE, RESTART_GRACE, CHECK, GIVE_UP = 8.0, 5.0, 10.0, 2.0  # the promises, not the module's constants
+GRACE, RESTART_GRACE, CHECK, AFTER, GIVE_UP = 8.0, 5.0, 10.0, 10.0, 2.0  # the promises, not the module's constants
 SLACK = 0.2  # four looks at a group that is left behind
 FOREVER = float("inf")
 
@@ -247,6 +248,7 @@ class Expected:
     def __init__(self, spec: _DaemonSpec) -> None:
         self.spec = spec
         self.wanted = True  # it runs, or will
+        self.was_tried = self.was_ready = False
         self.asked = False  # for a restart that has led to no start yet, and was not refused
         self.check_passed = self.check_again = self.may_check_again = False
         self.failure = 0
@@ -293,6 +295,7 @@ class History:
         self.trace: list[str] = []
         self.done, self.ended_at = False, 0.0
         self.requests: list[tuple[str, float]] = []  # which the supervisor acts on when it has reaped
+        self.requested_at: float | None = None  # the first request to shut down
 
     def run(self) -> None:
         try:
@@ -334,6 +337,7 @@ class History:
         self.machine.begin(specs, self.may_restart, self.choice.choice(names), self.restarted)
         if self.choice.random() < 0.2:
             self._breaks()
+        self.began_at = self.kernel.clock.now
         self.machine.start_all()
         self._turns()
 
@@ -403,7 +407,10 @@ class History:
         self.requests.append((name, grace))
         self._on_all_reaped()
 
+        turns = itertools.count()
+
         def turn(seconds: float) -> bool:
+            demand(next(turns) < 5000, "restart_daemon does not come to an end")
             self._sleep(seconds)
             self.done = self._turn()
             return self.done
@@ -414,6 +421,8 @@ class History:
         replaced = bool(expected and expected.process and expected.process is not before)
         demand(worked <= replaced, "restart_daemon says that it has restarted what it has not")
         demand(not (worked and before and before.lives), "restart_daemon is done while the old group lives")
+        given_up = expected is None or not expected.asked or self.machine.shutdown_at is not None
+        demand(worked or given_up, "restart_daemon returns before its restart has begun or was refused")
         self._check_rules()
 
     # how time passes
@@ -478,6 +487,10 @@ class History:
             return
         demand(not self._groups(name), f"{name} starts while its old group lives")
         demand(expected.wanted, f"{name} starts though it is not to run")
+        early = self.kernel.clock.now < self.began_at + AFTER - 1e-3
+        missing = [other for other in expected.spec.after if early and not self._was_ready(other)]
+        demand(expected.was_tried or expected.asked or not missing, f"{name} does not wait for {missing}")
+        expected.was_tried = True
         expected.asked = expected.check_passed = False
         expected.process = None
         if number in (errno.ENOENT, errno.EACCES):
@@ -536,16 +549,29 @@ class History:
             if name in self.expected and self.machine.shutdown_at is None:
                 self.expected[name].ask(grace)
 
+    def _was_ready(self, name: str) -> bool:
+        """Whether others need not wait for it any more: it was ready once, or never will be."""
+        expected = self.expected[name]
+        expected.was_ready |= self.machine.state(name) == "running"
+        return expected.was_ready or not expected.wanted
+
     def _check_rules(self) -> None:
         now, shutdown_at = self.kernel.clock.now, self.machine.shutdown_at
+        if self.requested_at is None:
+            self.requested_at = shutdown_at
+        demand(shutdown_at == self.requested_at, "a second request moves the shutdown")
+        asleep = self.machine.seconds_to_sleep() > 0 and not self.kernel.pending
         idle = True
         for name, expected in self.expected.items():
             groups = self._groups(name)
             demand(len(groups) <= 1, f"{name} has {len(groups)} groups")
+            self._was_ready(name)
             runs = expected.process and not expected.process.reaped and expected.process.term_at is None
             deadline = self.machine.deadline(name)
             if shutdown_at is None and expected.wanted:
                 demand(bool(runs) or deadline < FOREVER, f"{name} is to run, does not, and has no deadline")
+                waits = not expected.was_tried and all(self.expected[other].was_ready for other in expected.spec.after)
+                demand(not (waits and asleep), f"{name} waits, though those before it are ready")
             for process in groups:
                 if process.term_at is not None and not process.killed and shutdown_at is None:
                     patience = process.term_at + process.longest_grace + SLACK
@@ -569,6 +595,8 @@ class History:
         for name, expected in self.expected.items():
             runs = [one for one in self._groups(name) if one.leader_lives and one.term_at is None]
             demand(bool(runs) == expected.wanted, f"{name} is to run: {expected.wanted}; it runs: {bool(runs)}")
+            ready = self.machine.state(name) == "running"
+            demand(ready or not expected.wanted, f"{name} is not ready, though its port is open")
             demand(not expected.asked, f"the restart of {name} that was asked for never came")
             demand(expected.wanted or not self._groups(name), f"what {name} left behind lives on")
         demand(self.done == (not any(one.wanted for one in self.expected.values())), f"the end is near: {self.done}")
