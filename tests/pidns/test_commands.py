@@ -292,8 +292,8 @@ class PlanTest(NamespaceTestCase):
             self.assertRegex(told.stdout + told.stderr, "/no/such/program|no-such-account")
         self.assertFalse(marker.exists())
 
-    def test_whom_a_supervisor_that_is_not_root_runs_them_as(self) -> None:
-        """It cannot become anybody, so that an account that is missing is no obstacle."""
+    def test_a_supervisor_that_is_not_root_runs_them_all_as_itself(self) -> None:
+        """It cannot change its account, so one that is missing is no obstacle."""
         daemons = [
             daemon("a", *SLEEP, user="www-data"),
             daemon("b", *SLEEP),

@@ -3,8 +3,8 @@
     python3 -m tests.unit.simulation [--histories N] [--seed S]
 
 A history is made of its seed alone, so that one that failed can be repeated. After each turn of the loop the rules
-are checked that hold whatever happens; at the end, that all came to rest and that the exit code is right. What the
-simulation knows of the module's inside stands in `Machine` here and in `MachineTest`, on which it is built.
+are checked that hold whatever happens; at the end, that all came to rest and that the exit code is right. Everything
+that depends on the module's internals is in `Machine` here, and in `MachineTest`, on which it is built.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
-from sidecar_init import _CannotStart, _DaemonSpec
+import sidecar_init
+from sidecar_init import _DaemonSpec
 from tests.unit.support import Clock
 from tests.unit.test_state_machine import MachineTest, System
 
@@ -73,7 +75,8 @@ class Kernel(System):
         self.pending: set[int] = set()  # signals to the supervisor
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
-        # Who looks on: before a start, at a signal, and when an exit is told to the supervisor.
+        self.cannot_start: Callable[[str, int], Any]  # makes the module's exception
+        # What watches the supervisor: its starts, its signals, and what it learns of exits.
         self.on_start: Callable[[str], None]
         self.on_started: Callable[[Process], None]
         self.on_signal: Callable[[Process, int], None]
@@ -102,7 +105,7 @@ class Kernel(System):
         command = argv[0]
         self.on_start(command)
         step, number = self.broken.get(command, ("", 0))
-        self.refusal = _CannotStart("fork", number) if step == "fork" else None
+        self.refusal = self.cannot_start("fork", number) if step == "fork" else None
         pid = super().start(argv, env, output, account)
         self.processes[pid] = Process(pid, command, self.clock.now, self.choice)
         return pid
@@ -113,7 +116,7 @@ class Kernel(System):
         if step == "exec":
             process.others_live = False
             self.exit(process, 127 << 8)
-            raise _CannotStart("execute it", number)
+            raise self.cannot_start("execute it", number)
         self.on_started(process)
         port = self.port_of.get(process.command)
         if port:
@@ -190,11 +193,12 @@ class Kernel(System):
 
 
 class Machine(MachineTest):
-    """A supervisor over a simulated kernel: the only place that knows how it is made and looked into."""
+    """A supervisor over a simulated kernel: how it is made, turned and looked into."""
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__()
         self.kernel = kernel
+        self.kernel.cannot_start = sidecar_init._CannotStart
 
     def new_system(self) -> Kernel:
         return self.kernel
@@ -243,11 +247,11 @@ class Machine(MachineTest):
 
 
 class Expected:
-    """What is to become of a daemon, found out from what happened to it and nothing else."""
+    """What is to become of a daemon, derived from what happened to it and nothing else."""
 
     def __init__(self, spec: _DaemonSpec) -> None:
         self.spec = spec
-        self.wanted = True  # it runs, or will
+        self.wanted = True  # it is to run, now or later
         self.was_tried = self.was_ready = False
         self.asked = False  # for a restart that has led to no start yet, and was not refused
         self.check_passed = self.check_again = self.may_check_again = False
@@ -286,7 +290,7 @@ class Expected:
 
 
 class History:
-    """One history: who takes part, what happens, and what must hold."""
+    """One history: its daemons, what happens to them, and the rules that must hold."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.choice = seed, random.Random(seed)
@@ -394,7 +398,7 @@ class History:
         self.kernel.broken.clear()
 
     def _restart_daemon(self) -> None:
-        name = self.choice.choice([*self.expected, "nobody"])
+        name = self.choice.choice([*self.expected, "unknown"])
         grace = self.choice.choice([0.5, RESTART_GRACE, 20.0])
         if self.choice.random() < 0.2:
             self.kernel.later(self.choice.choice([0.01, 2.0]), self._term)
@@ -480,7 +484,7 @@ class History:
         expected = self.expected[name]
         number = self.kernel.broken.get(command, ("", 0))[1]
         if command != name:
-            demand(expected.asked, f"{command} runs though nobody asked for a restart")
+            demand(expected.asked, f"{command} runs without a request for a restart")
             expected.check_passed = expected.check_again = False
             if number:
                 expected.refuse()
@@ -522,7 +526,7 @@ class History:
             expected.check = None
         elif number == signal.SIGTERM:
             if shutdown_at is None and process.leader_lives:
-                demand(expected.asked, f"{name} is stopped though nobody asked for a restart")
+                demand(expected.asked, f"{name} is stopped without a request for a restart")
                 demand(
                     expected.spec.check is None or expected.check_passed,
                     f"{name} is stopped though its check has not passed",
@@ -599,7 +603,8 @@ class History:
             demand(ready or not expected.wanted, f"{name} is not ready, though its port is open")
             demand(not expected.asked, f"the restart of {name} that was asked for never came")
             demand(expected.wanted or not self._groups(name), f"what {name} left behind lives on")
-        demand(self.done == (not any(one.wanted for one in self.expected.values())), f"the end is near: {self.done}")
+        any_wanted = any(one.wanted for one in self.expected.values())
+        demand(self.done != any_wanted, f"daemons are to run: {any_wanted}; the loop has ended: {self.done}")
 
     def _end(self) -> None:
         if not self.done:
