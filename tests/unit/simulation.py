@@ -210,6 +210,7 @@ class Machine(MachineTest):
             patch = mock.patch(f"os.{name}", getattr(self.kernel, name))
             patch.start()
             self.addCleanup(patch.stop)
+        self.patch("_open_oom_counter", lambda: None)  # a descriptor that no supervisor closes
         self.supervise(*specs, may_restart=may_restart)
         self.patch("_SIGNALS", {"USR1": ("restart", restart), "HUP": ("forward", forward)})
 
