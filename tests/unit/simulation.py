@@ -49,6 +49,7 @@ class Process:
         self.pid, self.command, self.started_at = pid, command, started_at
         self.leader_lives, self.others_live, self.reaped = True, choice.random() < 0.2, False
         self.term_at: float | None = None
+        self.exited_by_itself = False
         self.killed = False
         self.grace, self.longest_grace = FOREVER, 0.0  # the shortest and the longest that its stop was asked with
         self.takes_term = choice.choice([0.0, 0.0, 0.02, 1.0, 4.0, 6.0, FOREVER])  # so long after it
@@ -148,7 +149,7 @@ class Kernel(System):
         demand(process.leader_lives, f"{process.command} is signalled though it has exited")
         demand(process.term_at is None, f"{process.command} gets a signal though it is being stopped")
         if self.choice.random() < 0.3:  # it has no handler
-            self.exit(process, number)
+            self.later(0.0, lambda: self.exit(process, number))
 
     def waitpid(self, pid: int, options: int) -> tuple[int, int]:
         if not self.deaths:
@@ -175,7 +176,7 @@ class Kernel(System):
     def exit(self, process: Process, status: int, *, others_live_on: bool = True) -> None:
         if not process.leader_lives:
             return
-        process.leader_lives = False
+        process.leader_lives, process.exited_by_itself = False, process.term_at is None
         process.others_live = process.others_live and others_live_on
         self.deaths.append((process.pid, status))
         self.pending.add(signal.SIGCHLD)
@@ -291,10 +292,13 @@ class Expected:
 
 
 class History:
-    """One history: its daemons, what happens to them, and the rules that must hold."""
+    """One history: its daemons, what happens to them, and the rules that must hold.
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.choice = seed, random.Random(seed)
+    `called`: the shutdown is requested by a call, which may come before a turn has seen what happened, not by TERM.
+    """
+
+    def __init__(self, seed: int, *, called: bool = False) -> None:
+        self.seed, self.called, self.choice = seed, called, random.Random(seed)
         self.kernel = Kernel(self.choice)
         self.machine = Machine(self.kernel)
         self.trace: list[str] = []
@@ -385,8 +389,12 @@ class History:
         self.kernel.pending.add(signal.SIGUSR2)
 
     def _term(self) -> None:
-        self._note("TERM")
-        self.kernel.pending.add(signal.SIGTERM)
+        if self.called:
+            self._note("request_shutdown")
+            self.machine.supervisor.request_shutdown("by a call")
+        else:
+            self._note("TERM")
+            self.kernel.pending.add(signal.SIGTERM)
 
     def _breaks(self) -> None:
         """Something cannot be started, for now or for good."""
@@ -545,7 +553,7 @@ class History:
         self._note(f"{process.command} ({process.pid}) was reaped: {process.code}")
         if process is expected.check:
             expected.checked(code == 0)
-        elif process is expected.process and process.term_at is None:
+        elif process is expected.process and process.exited_by_itself:
             expected.exited(process.code, self.may_restart)
 
     def _on_all_reaped(self) -> None:
@@ -629,8 +637,8 @@ class History:
 
     def _exit_code(self) -> int:
         """The worst of those that failed by themselves; else of those that were stopped, where KILL is the worst."""
-        stopped = [one.process for one in self.expected.values() if one.process and one.process.term_at is not None]
-        ended = [137 if process.code is None else process.code for process in stopped]
+        processes = [one.process for one in self.expected.values() if one.process and not one.process.exited_by_itself]
+        ended = [137 if process.code is None else process.code for process in processes]
         failures = max(one.failure for one in self.expected.values())
         return failures or (137 if 137 in ended else max(ended, default=0))
 
