@@ -190,11 +190,12 @@ class SuspendTest(FaultTestCase):
         with bundle:
             bundle.wait_for(b"] ready\n")
             for turn in range(1, 6):
+                [old] = bundle.running_commands("signals.py")
                 bundle.signal(SIGUSR1)
                 bundle.wait_for(b"[pipelock] SIGTERM\n", times=turn)
                 bundle.suspend()
                 may_end.touch()
-                wait_until(lambda: not bundle.running_commands("signals.py"), PATIENCE, "the old one has ended")
+                bundle.wait_for_zombie(old.pid)
                 offset.write_text(str(turn * 1000))  # the grace, and more
                 may_end.unlink()
                 bundle.signal(SIGCONT)

@@ -318,6 +318,10 @@ class Namespace:
         self.signal(signal.SIGSTOP)
         wait_until(lambda: Process(self.pid1).state == "T", PATIENCE, "PID 1 is stopped")
 
+    def wait_for_zombie(self, pid: int) -> None:
+        """Wait until a process has exited while PID 1 is stopped. Its command line is gone a little earlier."""
+        wait_until(lambda: Process(pid).state == "Z", PATIENCE, f"process {pid} has exited")
+
     # What it is
 
     def signal(self, number: int) -> None:

@@ -3,8 +3,7 @@
 import re
 from signal import SIGCONT, SIGTERM, Signals
 
-from tests.pidns.harness import PATIENCE, SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
-from tests.support import wait_until
+from tests.pidns.harness import SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
 
 NOT_DEADLY = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
 DEADLY = [one for one in Signals if one.name not in NOT_DEADLY]
@@ -65,9 +64,10 @@ class SupervisorTest(NamespaceTestCase):
             daemons = [daemon("a", *shell(f"until [ -e {crash} ]; do sleep 0.01; done; exit 1"), restart=restart)]
             with self.subTest(restart=restart), Bundle([*daemons, daemon("b", *SLEEP)]) as bundle:
                 bundle.wait_for_state("b", "running")
+                [crashing] = bundle.running_commands("until")
                 bundle.suspend()
                 crash.touch()
-                wait_until(lambda: not bundle.running_commands("until"), PATIENCE, "the crash")
+                bundle.wait_for_zombie(crashing.pid)
                 bundle.signal(SIGTERM)
                 bundle.signal(SIGCONT)
                 self.assertEqual(bundle.exit(), 1)
