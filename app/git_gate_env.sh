@@ -9,11 +9,22 @@
 : "${GIT_GATE_KNOWN_HOSTS:=/etc/git-gate/ssh/known_hosts}"
 : "${GIT_GATE_GITLEAKS:=gitleaks}"
 : "${GIT_GATE_GITLEAKS_CONFIG:=$GIT_GATE_APP/gitleaks.toml}"
-: "${GIT_GATE_SCAN_SECONDS:=600}"                        # a scan that takes longer is a refusal
 : "${GIT_GATE_SYNC_SECONDS:=20}"                         # how long a client waits for upstream
+
+# Limits of a push. What exceeds one is refused, and the pusher is told which.
+: "${GIT_GATE_PUSH_MIB:=256}"                            # the pack, compressed
+: "${GIT_GATE_PUSH_REFS:=1000}"                          # branches and tags in one push
+: "${GIT_GATE_OBJECT_MIB:=32}"                           # one file, directory, commit or tag, not compressed
+: "${GIT_GATE_FILE_LINES:=1000000}"                      # lines of one file
+: "${GIT_GATE_SCAN_MIB:=1024}"                           # memory of each process of a scan
+: "${GIT_GATE_SCANS:=2}"                                 # scans at the same time, of all mirrors
+: "${GIT_GATE_SCAN_SECONDS:=600}"                        # the wait for a place among these, and then the scan
+: "${GIT_GATE_PUSH_SECONDS:=300}"                        # the wait for the mirror, and then upstream's answer
 GIT_GATE_SSH_KEY_COPY=$GIT_GATE_RUN/id
 export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_RUN GIT_GATE_KNOWN_HOSTS GIT_GATE_SSH_KEY_COPY
-export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SCAN_SECONDS GIT_GATE_SYNC_SECONDS
+export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SYNC_SECONDS
+export GIT_GATE_PUSH_MIB GIT_GATE_PUSH_REFS GIT_GATE_OBJECT_MIB GIT_GATE_FILE_LINES
+export GIT_GATE_SCAN_MIB GIT_GATE_SCANS GIT_GATE_SCAN_SECONDS GIT_GATE_PUSH_SECONDS
 
 # git passes over a hook that is missing or not executable, and takes the push: without the hook, no service.
 if ! [ -x "$GIT_GATE_APP/git_gate_hooks/pre-receive" ]; then
@@ -33,8 +44,10 @@ GIT_CONFIG_NOSYSTEM=1
 GIT_CONFIG_GLOBAL=/dev/null
 GIT_ATTR_NOSYSTEM=1
 LC_ALL=C
+# git unpacks a push before the gate sees it: a few bytes of a pack can demand any amount of memory.
+GIT_ALLOC_LIMIT=$((GIT_GATE_SCAN_MIB / 4))m
 # shellcheck disable=SC2090
-export GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_TERMINAL_PROMPT GIT_NO_REPLACE_OBJECTS
+export GIT_ALLOC_LIMIT GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_TERMINAL_PROMPT GIT_NO_REPLACE_OBJECTS
 export GIT_CONFIG_NOSYSTEM GIT_CONFIG_GLOBAL GIT_ATTR_NOSYSTEM LC_ALL
 
 setting() {
@@ -46,6 +59,7 @@ setting() {
 export GIT_CONFIG_COUNT=0
 setting core.hooksPath "$GIT_GATE_APP/git_gate_hooks"
 setting core.attributesFile /dev/null
+setting core.warnAmbiguousRefs false           # a branch may be named like an object
 setting core.bigFileThreshold 16m              # larger files: streamed by git, binary to "gitleaks git"
 setting safe.directory '*'                     # a mounted volume may belong to another uid
 setting gc.auto 0
@@ -53,6 +67,7 @@ setting maintenance.auto false
 setting receive.autogc false
 setting receive.fsckObjects true
 setting receive.shallowUpdate false
+setting receive.maxInputSize "${GIT_GATE_PUSH_MIB}m"
 setting receive.denyDeleteCurrent ignore       # else git refuses after upstream has already deleted it
 setting http.receivepack true
 setting http.uploadpack true

@@ -164,12 +164,19 @@ class World:
         return self._start(argv, self.ssh_port, dict(os.environ), "sshd.log")
 
     def copy_of_the_app(self) -> Path:
-        """What the gate runs, in a directory whose hooks can be changed."""
+        """What the gate runs, in a directory where it can be changed."""
         app = self.dir / "app"
-        (app / "git_gate_hooks").mkdir(parents=True)
-        for name in ("git_gate_env.sh", "git_gate_access_hook.sh", "gitleaks.toml"):
-            (app / name).symlink_to(ROOT / "app" / name)
-        (app / "git_gate_hooks" / "pre-receive").symlink_to(ROOT / "app" / "git_gate_pre_receive.py")
+        shutil.copytree(ROOT / "app", app, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        return app
+
+    def app_without(self, *replacements: tuple[str, str, str]) -> Path:
+        """A gate that lacks some of its checks, to show what they prevent: FILE, what it says, what it says instead."""
+        app = self.copy_of_the_app()
+        for name, check, instead in replacements:
+            program = (app / name).read_text()
+            if check not in program:
+                raise AssertionError(f"{name} does not say {check!r}")
+            (app / name).write_text(program.replace(check, instead))
         return app
 
     def make_upstream(self, name: str) -> Path:

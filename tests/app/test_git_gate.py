@@ -205,7 +205,9 @@ class WhatIsRefused(GateCase):
         lines = {secret(): "x" * 61 for _ in range(6000)}
         content = "".join(f"{filler} {token}\n" for token, filler in lines.items())
         commit = self.world.commit(self.work, {"a.svg": content})
-        command = [sys.executable, "-c", COUNT_FINDINGS, str(ROOT / "app" / "git_gate_pre_receive.py"), commit]
+        self.world.git("checkout", "--quiet", "--detach", "origin/main", cwd=self.work)
+        self.world.git("branch", "--quiet", "--force", "main", "origin/main", cwd=self.work)
+        command = [sys.executable, "-c", COUNT_FINDINGS, commit]
         environment = (
             self.world.client
             | self.world.environment
@@ -249,15 +251,14 @@ class WhatIsRefused(GateCase):
 
 
 COUNT_FINDINGS = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("gate", sys.argv[1])
-gate = importlib.util.module_from_spec(spec)
-sys.modules["gate"] = gate
-spec.loader.exec_module(gate)
+import os, sys
+sys.path.insert(0, os.environ["GIT_GATE_APP"])
+import git_gate_scan as gate
 redacted = gate.gitleaks
 gate.gitleaks = lambda *arguments: [word for word in redacted(*arguments) if word != "--redact"]
 gate.rule = lambda leak: leak["Secret"]
-for finding in gate.scan_text({}, [sys.argv[2]], [sys.argv[2], "--not", "origin/main"]):
+new = gate.NewObjects([sys.argv[1]], [], [], set())
+for finding in gate.scan_text([], new, [sys.argv[1]]):
     print(finding.rpartition(", ")[2])
 """
 
@@ -317,7 +318,7 @@ class WhenTheGateIsInDoubt(unittest.TestCase):
         self.start()
         self.assertIn("gitleaks failed with code -9", self.refusal("kill -KILL $$"))
         self.assertIn("gitleaks failed with code 1", self.refusal("echo '[]'; exit 1"))
-        self.assertIn("took longer than 3 s", self.refusal("exec sleep 1000"))
+        self.assertIn("took longer than GIT_GATE_SCAN_SECONDS=3", self.refusal("exec sleep 1000"))
 
     def test_without_an_executable_hook_nothing_is_served(self) -> None:
         app = self.world.copy_of_the_app()
