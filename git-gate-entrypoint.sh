@@ -2,7 +2,9 @@
 # The daemon "git-gate": mirrors of the listed repositories on port 9418, for fetches and for pushes that pass the
 # gate (app/git_gate_pre_receive.py). Prepares the ssh key and the mirrors, then becomes git daemon.
 #
-# The list, GIT_GATE_MIRRORS, has one "NAME URL" a line; "#" begins a comment.
+# The list, GIT_GATE_MIRRORS, has one "NAME URL [no-force-push=PATTERNS] [no-delete=PATTERNS]" a line; "#" begins a
+# comment. Agents cannot force-push or delete a branch that one of the PATTERNS, separated by commas, matches; the
+# default of both is main,master. A tag is tags/NAME there.
 set -eu
 : "${GIT_GATE_APP:=/app}"
 # shellcheck source=/dev/null
@@ -31,36 +33,73 @@ usable_name() {
     esac
 }
 
+# git shows URLs to the pusher and in the log, so they must hold no secret: in http, neither a user (often a token) nor
+# a query; elsewhere, no password. Of "helper::address" nothing is known.
 usable_url() {
-    case $1 in '' | -*) return 1 ;; esac
+    case $1 in
+    '' | -*) return 1 ;;
+    *://*) ;;
+    *::*) case ${1%%::*} in *[!A-Za-z0-9+.-]*) ;; *) return 1 ;; esac ;;
+    esac
     authority=${1#*://}
-    case ${authority%%/*} in *:*@*) return 1 ;; esac # a password, which git might show to the pusher
+    authority=${authority%%/*}
+    case $1 in
+    ssh://* | git+ssh://* | ssh+git://*) case $authority in *:*@*) false ;; esac ;;
+    *://*)
+        case $authority in *@*) return 1 ;; esac
+        case $1 in http*\?*) return 1 ;; esac
+        ;;
+    *) case $authority in *:*@*) false ;; esac ;;
+    esac
 }
 
-# What a killed push leaves behind, unless a push by way of git-http is alive now.
+usable_options() {
+    for option; do
+        case $option in
+        no-force-push=* | no-delete=*) ;;
+        *) return 1 ;;
+        esac
+        case ${option#*=} in *[!]A-Za-z0-9._/*?![,-]*) return 1 ;; esac
+    done
+}
+
+# What a killed push or fetch leaves behind, unless a request is alive now. A branch can have any of these names but the
+# last, and its file is below refs.
 remove_leftovers() {
     # shellcheck disable=SC2153
     exec 8>>"$GIT_GATE_ROOT/.busy"
     if flock --nonblock 8; then
-        find "$GIT_GATE_ROOT" -depth \( -path '*/objects/tmp_objdir-*' -o -path '*/objects/pack/tmp_*' \
-            -o -path '*/objects/pack/.tmp-*' -o -name packed-refs.new -o -name '*.lock' -type f ! -name gate.lock \) -exec rm -rf {} +
+        for mirror in "$GIT_GATE_ROOT"/*.git; do
+            [ -d "$mirror/objects" ] || continue
+            find "$mirror/objects" -mindepth 1 -maxdepth 1 -name 'tmp_objdir-*' -exec rm -rf {} +
+            find "$mirror/objects" -mindepth 2 -maxdepth 2 -type f \( -name 'tmp_*' -o -name '.tmp-*' \) -delete
+            find "$mirror" -mindepth 1 -maxdepth 1 -type f \( -name packed-refs.new -o -name '*.lock' ! -name gate.lock \) -delete
+            find "$mirror/refs" -type f -name '*.lock' -delete
+        done
     else
-        say "a request of git-http is underway: leftovers of broken pushes stay until the next start"
+        say "a request is underway: leftovers of broken pushes stay until the next start"
     fi
     exec 8>&-
 }
 
 # The list on stdin; the names that were used on stdout.
 prepare_mirrors() {
+    set -f # the options hold patterns
     number=0
     used=' '
     while read -r name url rest || [ -n "$name" ]; do
         number=$((number + 1))
         case $name in '' | '#'*) continue ;; esac
         name=${name%.git}
-        if ! usable_name "$name" || ! usable_url "$url" || [ -n "$rest" ]; then
+        if ! usable_name "$name" || ! usable_url "$url"; then
             echo "cannot use line $number of $GIT_GATE_MIRRORS: write NAME URL, the name of letters, digits, . _ -" \
-                "and the URL without a password" >&2
+                "and the URL without a password, and in http without a user and a query" >&2
+            continue
+        fi
+        # shellcheck disable=SC2086
+        if ! usable_options $rest; then
+            echo "cannot use line $number of $GIT_GATE_MIRRORS: after the URL, write no-force-push=PATTERN,PATTERN" \
+                "or no-delete=PATTERN,PATTERN" >&2
             continue
         fi
         case $used in *" $name "*)
@@ -70,9 +109,22 @@ prepare_mirrors() {
         esac
         used="$used$name "
         echo "$name"
-        prepare_mirror "$GIT_GATE_ROOT/$name.git" "$url" </dev/null >&2 &
+        # shellcheck disable=SC2086
+        prepare_mirror "$GIT_GATE_ROOT/$name.git" "$url" $rest </dev/null >&2 &
     done
     wait
+}
+
+set_protection() {
+    mirror=$1 no_force_push=main,master no_delete=main,master
+    shift 2
+    for option; do
+        case $option in
+        no-force-push=*) no_force_push=${option#*=} ;;
+        no-delete=*) no_delete=${option#*=} ;;
+        esac
+    done
+    git -C "$mirror" config gate.noForcePush "$no_force_push" && git -C "$mirror" config gate.noDelete "$no_delete"
 }
 
 prepare_mirror() {
@@ -80,6 +132,7 @@ prepare_mirror() {
         echo "cannot make the mirror $1: see git's reason above" >&2
         return
     fi
+    set_protection "$@"
     GIT_GATE_SYNC_SECONDS=600 sh "$GIT_GATE_APP/git_gate_access_hook.sh" start "$1"
 }
 
