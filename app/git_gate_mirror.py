@@ -54,11 +54,13 @@ def bring_up_to_date(upstream: str, is_start: bool) -> None:
     with contextlib.ExitStack() as held:
         try:
             with time_limit(seconds):
-                if not held.enter_context(a_fetch_of_its_own()):
+                counter = held.enter_context(opened("gate.sync"))
+                if others_have_fetched(counter):
                     return
                 lock = held.enter_context(turn_at_upstream())
         except TimeoutError:
             raise Stale("a push is underway, or upstream is slow") from None
+        os.pwrite(counter, b"%0*d" % (_COUNTER_DIGITS, fetches_begun(counter) + 1), 0)
         options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
         ask_upstream(lock, seconds, "fetch", *options, upstream, *_HEADS_AND_TAGS)
         if is_start or subprocess.run(["git", "rev-parse", "--quiet", "--verify", "HEAD"], stdout=2).returncode != 0:
@@ -107,17 +109,16 @@ def was_too_slow(done: subprocess.CompletedProcess[bytes]) -> bool:
     return done.returncode in (124, -signal.SIGKILL, 128 + signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def a_fetch_of_its_own() -> Iterator[bool]:
-    """Wait for other clients' fetches from upstream. False if one of them began after this client came, and so
-    brought all that this client could ask for. The file counts the fetches that have begun."""
-    with opened("gate.sync") as counter:
-        before = os.pread(counter, _COUNTER_DIGITS, 0)
-        fcntl.flock(counter, fcntl.LOCK_EX)
-        now = os.pread(counter, _COUNTER_DIGITS, 0)
-        if now == before:
-            os.pwrite(counter, b"%0*d" % (_COUNTER_DIGITS, int(now or b"0") + 1), 0)
-        yield now == before
+def others_have_fetched(counter: int) -> bool:
+    """Wait for other clients' fetches from upstream, and say whether one of them began after this client came, and so
+    has brought all that this client could ask for."""
+    before = fetches_begun(counter)
+    fcntl.flock(counter, fcntl.LOCK_EX)
+    return fetches_begun(counter) != before
+
+
+def fetches_begun(counter: int) -> int:
+    return int(os.pread(counter, _COUNTER_DIGITS, 0) or b"0")
 
 
 @contextlib.contextmanager

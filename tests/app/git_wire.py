@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import socket
 import subprocess
 import zlib
@@ -19,7 +20,7 @@ def pkt_line(content: bytes) -> bytes:
 
 def commands(*updates: tuple[str, str, str | bytes]) -> bytes:
     """The part of a push before its pack: OLD, NEW, REF."""
-    lines = []
+    lines: list[bytes] = []
     for old, new, ref in updates:
         name = ref if isinstance(ref, bytes) else ref.encode()
         capabilities = b"" if lines else b"\0" + _CAPABILITIES
@@ -72,3 +73,13 @@ def push(port: int, request: bytes, repository: str = "demo") -> str:
             return stream.read().decode(errors="replace")
         except OSError:
             return ""
+
+
+def push_by_http(port: int, request: bytes, repository: str = "demo") -> str:
+    """The same by git-http, which hears a request out, so its answer is not lost if receive-pack does not."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": "application/x-git-receive-pack-request"}
+    connection.request("POST", f"/{repository}/git-receive-pack", request, headers)
+    answer = connection.getresponse().read().decode(errors="replace")
+    connection.close()
+    return answer
