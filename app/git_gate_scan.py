@@ -367,7 +367,7 @@ class Changes:
         self._commit = self._place = self._name = ""
         self._line = 0
         self._new = array("Q")
-        self._before = bytearray()  # unchanged text that a change may follow
+        self._before = bytearray()  # the end of the unchanged text since the last change, which one may follow
         self._after = 0  # how much of the unchanged text after a change is still to be fed
 
     def feed(self, log: IO[bytes]) -> None:
@@ -417,7 +417,7 @@ class Changes:
             self._text.section(self._place, self._line - self._before.count(b"\n"), self._new)
             for line in io.BytesIO(self._before):
                 self._text.write(line)
-            self._before.clear()
+        self._before.clear()
         self._after = _LONGEST_SECRET
         self._new.append(position)
 
@@ -425,9 +425,8 @@ class Changes:
         if self._after > 0:
             self._text.write(line[: self._after])
             self._after -= len(line)
-        else:
-            self._before += line
-            del self._before[: max(len(self._before) - _LONGEST_SECRET, 0)]
+        self._before += line
+        del self._before[: max(len(self._before) - _LONGEST_SECRET, 0)]
 
 
 # --- processes ---
@@ -469,3 +468,6 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[byt
             yield process
         finally:
             process.kill()
+            with contextlib.suppress(BrokenPipeError):  # of what is still buffered for it
+                if process.stdin:
+                    process.stdin.close()

@@ -359,6 +359,23 @@ class SecretsInPieces(Attack):
         self.world.commit(self.work, {"key.svg": "first\n" + key})
         self.assertIn("private-key (REDACTED)", self.push("main").stderr)
 
+    def behind_another_change(self) -> subprocess.CompletedProcess[str]:
+        """Complete a key, and change a line so far before it that the text after that line ends within the key."""
+        key = private_key(8000).splitlines(True)
+        self.key = "".join(key)
+        half = len(key) // 2
+        filler = [f"{number:63}\n" for number in range(400)]
+        self.world.commit(self.work, {"key.svg": "".join([*filler, *key[:half], "x\n"])})
+        self.assert_accepted("main")
+        filler[-200] = "changed\n"
+        self.world.commit(self.work, {"key.svg": "".join([*filler, *key])})
+        return self.push("main")
+
+    def test_a_key_that_is_completed_some_way_behind_another_change(self) -> None:
+        self.find_keys()
+        self.gate()
+        self.assertIn("private-key (REDACTED)", self.behind_another_change().stderr)
+
     def test_what_upstream_has_already_does_not_stop_a_change_beside_it(self) -> None:
         """Before it, after it, and of the lines next to it, which is not a change of the secret."""
         self.find_keys()

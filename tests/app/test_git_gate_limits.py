@@ -56,6 +56,16 @@ class LimitsOfAPush(Attack):
         self.gate(NO_MEMORY_LIMIT, NO_ALLOCATION_LIMIT, GIT_GATE_FILE_LINES="4000000", GIT_GATE_SCAN_MIB="100")
         self.assert_accepted("main")
 
+    def test_a_tree_that_holds_the_same_tree_again_and_again(self) -> None:
+        """A few objects that a diff shows as 10^9 files."""
+        tree = self.tree(f"100644 blob {self.blob('x')}\tx")
+        for _ in range(9):
+            tree = self.tree(*(f"040000 tree {tree}\t{number}" for number in range(10)))
+        self.gate(GIT_GATE_SCAN_MIB="150")
+        self.assert_refused(
+            f"{self.commit_of(tree)}:refs/heads/x", because="needs more memory than GIT_GATE_SCAN_MIB=150"
+        )
+
     def test_a_large_commit_message(self) -> None:
         file = self.world.dir / "message"
         file.write_text("x\n" * (2 << 20))
