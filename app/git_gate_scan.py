@@ -124,8 +124,10 @@ def sorted_by_kind(reachable: list[str], arrived: set[str]) -> NewObjects:
     return NewObjects(names["commit"], names["tag"], names["tree"], arrived.intersection(names["blob"]))
 
 
-def objects(names: Iterable[str]) -> Iterator[tuple[str, str, bytes]]:
+def objects(names: list[str]) -> Iterator[tuple[str, str, bytes]]:
     """Name, kind and content of the objects as they are: `git log` would leave out what stands behind a NUL."""
+    if not names:
+        return
     with contextlib.ExitStack() as stack:
         wanted = stack.enter_context(lines_to_read(names))
         command = ["git", "cat-file", "--batch", "--buffer"]
