@@ -135,7 +135,7 @@ def refuse_signed_push() -> None:
         return
     file = Path("objects", certificate[:2], certificate[2:])
     if file.exists():
-        with turn_at_upstream():
+        with mirror.turn_at_upstream():  # without a limit of time, which would leave it there
             if certificate not in git("rev-list", "--objects", "--no-object-names", "--all").split():
                 file.unlink()
     raise Refused("it is signed, which the gate does not support; push without --signed")
