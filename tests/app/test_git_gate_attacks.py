@@ -5,7 +5,9 @@ A control shows that an attack works: against a copy of the gate that lacks one 
 
 from __future__ import annotations
 
+import base64
 import random
+import re
 import string
 import subprocess
 import sys
@@ -397,6 +399,31 @@ class SecretsInPieces(Attack):
         self.world.commit(self.work, {"known.svg": "".join([*known, f"again = {secret()}\n"])})
         self.assert_refused("main", because=f"known.svg, line {len(''.join(known).splitlines()) + 1}: github-pat")
 
+    def test_exactly_the_new_lines_are_found_whatever_stands_around_them(self) -> None:
+        """Thirty files with known secrets, empty lines and long lines, and as many changes with a secret in each."""
+        seed = random.SystemRandom().randrange(1 << 32)
+        chance = random.Random(seed)
+        before, after = {}, {}
+        expected = set()
+        for file in (f"{number}.svg" for number in range(30)):
+            old = [random_line(chance) for _ in range(chance.choice((1, 50, 1500)))]
+            new = list(old)
+            for _ in range(chance.choice((0, 3))):
+                new[chance.randrange(len(new))] = chance.choice(("", "changed\n", "\nx\n"))
+            plain = f"new = {secret()}"
+            added = chance.choice((plain, base64.b64encode(plain.encode()).decode(), plain.encode().hex()))
+            new.insert(chance.randrange(len(new) + 1), added + "\n")
+            before[file], after[file] = "".join(old), "".join(new)
+            expected.add(f"{file}, line {after[file].split(chr(10)).index(added) + 1}")
+        seed_clone = self.world.dir / "seed-demo"
+        self.world.commit(seed_clone, before)
+        self.world.git("push", "--quiet", "origin", "main", cwd=seed_clone)
+        self.gate()
+        self.world.git("pull", "--quiet", cwd=self.work)
+        self.world.commit(self.work, after)
+        said = self.push("main").stderr
+        self.assertEqual(set(re.findall(r"[0-9]+\.svg, line [0-9]+", said)), expected, f"seed {seed}")
+
     def test_a_key_at_every_position_of_a_long_stream(self) -> None:
         """gitleaks cuts a stream at empty lines, of which a key may have some, and elsewhere if none comes."""
         self.find_keys()
@@ -434,6 +461,17 @@ findings = gate.scan_text([], new, [sys.argv[1]])
 for place in sorted({finding for finding in findings if "private-key" in finding}):
     print(place)
 """
+
+
+def random_line(chance: random.Random) -> str:
+    kind = chance.random()
+    if kind < 0.3:
+        return chance.choice(("\n", " \n", "\t\r\n", "\n\n\n"))
+    if kind < 0.32:
+        return "y" * chance.choice((1023, 1024, 1025, 5000, 66_000)) + "\n"
+    if kind < 0.34:
+        return f"token = {secret()}\n"
+    return f"line {chance.random()}\n"
 
 
 def private_key(size: int, with_empty_lines: bool = False) -> str:
