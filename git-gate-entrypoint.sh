@@ -73,7 +73,8 @@ remove_leftovers() {
             [ -d "$mirror/objects" ] || continue
             find "$mirror/objects" -mindepth 1 -maxdepth 1 -name 'tmp_objdir-*' -exec rm -rf {} +
             find "$mirror/objects" -mindepth 2 -maxdepth 2 -type f \( -name 'tmp_*' -o -name '.tmp-*' \) -delete
-            find "$mirror" -mindepth 1 -maxdepth 1 -type f \( -name packed-refs.new -o -name '*.lock' ! -name gate.lock \) -delete
+            find "$mirror" -mindepth 1 -maxdepth 1 -type f ! -name gate.lock \
+                \( -name packed-refs.new -o -name '*.lock' \) -delete
             find "$mirror/refs" -type f -name '*.lock' -delete
         done
     else
