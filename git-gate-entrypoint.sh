@@ -1,6 +1,6 @@
 #!/bin/sh
 # The daemon "git-gate": mirrors of the listed repositories on port 9418, for fetches and for pushes that pass the
-# gate (app/git_gate_pre_receive.py). Prepares the ssh key and the mirrors, then becomes git daemon.
+# gate (app/git_gate_pre_receive.py). Prepares the ssh key and the mirrors, then becomes git_gate_daemon.py.
 #
 # The list, GIT_GATE_MIRRORS, has one "NAME URL [no-force-push=PATTERNS] [no-delete=PATTERNS]" a line; "#" begins a
 # comment. Agents cannot force-push or delete a branch that one of the PATTERNS, separated by commas, matches; the
@@ -9,8 +9,6 @@ set -eu
 : "${GIT_GATE_APP:=/app}"
 # shellcheck source=/dev/null
 . "$GIT_GATE_APP/git_gate_env.sh"
-: "${GIT_GATE_LISTEN:=0.0.0.0}"
-: "${GIT_GATE_PORT:=9418}"
 
 say() { echo "git-gate: $*" >&2; }
 
@@ -167,14 +165,9 @@ if [ -r "$GIT_GATE_MIRRORS" ]; then
 fi
 remove_unlisted "$mirrors"
 if [ -n "$mirrors" ]; then
-    say "serving $(echo "$mirrors" | tr '\n' ' ')on port $GIT_GATE_PORT"
+    say "mirrors: $(echo "$mirrors" | tr '\n' ' ')"
 else
     say "no mirrors configured in $GIT_GATE_MIRRORS: serving none"
 fi
 
-exec 7>&2 # for the access hook
-
-# git-daemon itself: the "git" wrapper would stay in between, and a KILL of the wrapper leaves the daemon on the port.
-exec "$(git --exec-path)/git-daemon" --listen="$GIT_GATE_LISTEN" --port="$GIT_GATE_PORT" --reuseaddr \
-    --base-path="$GIT_GATE_ROOT" --export-all --enable=receive-pack --max-connections=32 --init-timeout=60 \
-    --access-hook="$GIT_GATE_APP/git_gate_access_hook.sh" --informative-errors --verbose "$GIT_GATE_ROOT"
+exec python3 "$GIT_GATE_APP/git_gate_daemon.py"

@@ -15,6 +15,7 @@ import tempfile
 import unittest
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support import ROOT, wait_until
 
@@ -44,13 +45,20 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def processes() -> list[tuple[str, str]]:
-    """State and process group of all processes; one that nobody has reaped yet has the state Z."""
+class Process(NamedTuple):
+    pid: int
+    state: str  # Z: exited and not reaped
+    parent: int
+    group: int
+    session: int
+
+
+def processes() -> list[Process]:
     found = []
     for stat_file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, _, group = stat_file.read_text().rpartition(")")[2].split()[:3]
-            found.append((state, group))
+            state, *ids = stat_file.read_text().rpartition(")")[2].split()[:4]
+            found.append(Process(int(stat_file.parent.name), state, *map(int, ids)))
     return found
 
 
@@ -76,16 +84,36 @@ class Daemon:
             os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
+        """All of it at once, as at the end of a container: what serves a request has sessions of its own."""
+        family = self.family()
+        sessions = {process.session for process in family} | {self.process.pid}
         self.signal_group(signal.SIGKILL)
         self.process.wait()
-        wait_until(lambda: not self.group_is_alive(), 10, "the end of the daemon's group")
+        wait_until(lambda: not self._kill_sessions(sessions), 10, "the end of the daemon's processes")
+
+    def family(self) -> list[Process]:
+        """The processes of the daemon's group and all their descendants."""
+        everything = processes()
+        family = {process.pid: process for process in everything if process.group == self.process.pid}
+        while more := [p for p in everything if p.parent in family and p.pid not in family]:
+            family |= {process.pid: process for process in more}
+        return list(family.values())
+
+    @staticmethod
+    def _kill_sessions(sessions: set[int]) -> bool:
+        """Whether there was anything left to kill."""
+        left = [process.pid for process in processes() if process.session in sessions and process.state != "Z"]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(left)
 
     def group_is_alive(self) -> bool:
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
             return False
-        return any(pgrp == str(self.process.pid) and state != "Z" for state, pgrp in processes())
+        return any(process.group == self.process.pid and process.state != "Z" for process in processes())
 
 
 class World:
@@ -161,7 +189,7 @@ class World:
             "KexAlgorithms -sntrup761*\n"  # takes a client a quarter of a second of CPU time; the others, 20 ms
         )
         argv = [str(SSHD), "-D", "-e", "-f", str(config)]
-        return self._start(argv, self.ssh_port, dict(os.environ), "sshd.log")
+        return self.start(argv, self.ssh_port, dict(os.environ), "sshd.log")
 
     def copy_of_the_app(self) -> Path:
         """What the gate runs, in a directory where it can be changed."""
@@ -191,13 +219,13 @@ class World:
 
     def gate(self, **environment: str) -> Daemon:
         argv = ["/bin/sh", str(ROOT / "git-gate-entrypoint.sh")]
-        return self._start(argv, self.git_port, self.environment | environment, "git-gate.log")
+        return self.start(argv, self.git_port, self.environment | environment, "git-gate.log")
 
     def http(self, **environment: str) -> Daemon:
         argv = [sys.executable, str(ROOT / "app" / "git_http_backend.py")]
-        return self._start(argv, self.http_port, self.environment | environment, "git-http.log")
+        return self.start(argv, self.http_port, self.environment | environment, "git-http.log")
 
-    def _start(self, argv: list[str], port: int, environment: dict[str, str], log: str) -> Daemon:
+    def start(self, argv: list[str], port: int, environment: dict[str, str], log: str) -> Daemon:
         daemon = Daemon(argv, port, environment, self.dir / log)
         self._daemons.append(daemon)
         return daemon
@@ -295,6 +323,16 @@ class GateCase(unittest.TestCase):
         cls.addClassCleanup(cls.world.close)
         cls.gate = cls.world.gate()
         cls.http = cls.world.http()
+
+    def another(self, program: str, port_variable: str, settings: str, **environment: str) -> tuple[Daemon, int]:
+        """One more front end for the same mirrors, with settings that a test cannot wait for otherwise."""
+        port = free_port()
+        script = f"import os, sys, {program} as program, git_gate_front as front\n{settings}\nsys.exit(program.main())"
+        changed = {port_variable: str(port), "PYTHONPATH": str(ROOT / "app")} | environment
+        command = [sys.executable, "-B", "-c", script]
+        daemon = self.world.start(command, port, self.world.environment | changed, f"{port}.log")
+        self.addCleanup(daemon.kill)
+        return daemon, port
 
     def assert_accepted(self, work: Path, *refspecs: str, url: str | None = None) -> str:
         done = self.world.try_git("push", url or "origin", *refspecs, cwd=work)
