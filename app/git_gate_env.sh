@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# The one environment in which every git of the gate runs: git daemon, its hooks and git http-backend.
+# The one environment in which every git of the gate runs: upload-pack, receive-pack and their hooks.
 # Sourced, with GIT_GATE_APP set. It ends the shell where the gate itself could not run.
 
 : "${GIT_GATE_ROOT:=/srv/git}"                           # the mirrors, NAME.git
@@ -69,7 +69,3 @@ setting receive.fsckObjects true
 setting receive.shallowUpdate false
 setting receive.maxInputSize "${GIT_GATE_PUSH_MIB}m"
 setting receive.denyDeleteCurrent ignore       # else git refuses after upstream has already deleted it
-setting http.receivepack true
-setting http.uploadpack true
-setting http.getanyfile false
-setting http.uploadarchive false

@@ -9,13 +9,14 @@ import random
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import threading
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.app.git_support import Daemon, GateCase, World, free_port, listens, needs_the_real_programs
-from tests.support import ROOT, wait_until
+from tests.app.git_support import Daemon, GateCase, World, listens, needs_the_real_programs, processes
+from tests.support import wait_until
 
 _SIZE = int(os.environ.get("GIT_HTTP_TEST_MIB", "16")) << 20  # of the large push; gitleaks reads about 8 MiB a second
 
@@ -30,14 +31,21 @@ def packet(text: str) -> bytes:
     return f"{len(text) + 4:04x}{text}".encode()
 
 
-@needs_the_real_programs
-class Requests(GateCase):
+class HttpCase(GateCase):
     one_rule_only = True
 
-    def ask(self, request: bytes) -> bytes:
-        """What the server answers before it closes the connection, which the request should make it do."""
-        with socket.create_connection(("127.0.0.1", self.world.http_port), timeout=30) as client:
-            client.sendall(request)
+    def front_end(self, settings: str) -> tuple[Daemon, int]:
+        return self.another("git_http_backend", "GIT_HTTP_PORT", settings)
+
+    def connect(self, data: bytes = b"", port: int | None = None) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", port or self.world.http_port), timeout=30)
+        self.addCleanup(client.close)
+        client.sendall(data)
+        return client
+
+    def ask(self, request: bytes, port: int | None = None) -> bytes:
+        """What the server answers before it closes the connection."""
+        with self.connect(request, port) as client:
             answer = b""
             while piece := client.recv(1 << 16):
                 answer += piece
@@ -57,6 +65,30 @@ class Requests(GateCase):
     def ls_refs(self) -> bytes:
         return packet("command=ls-refs\n") + b"0001" + packet("peel\n") + b"0000"
 
+    @contextlib.contextmanager
+    def memory_of_what_serves(self, whole_family: bool = False) -> Iterator[dict[int, int]]:
+        """The peaks of the listener and of what it starts, with git's or without."""
+        peaks: dict[int, int] = {}
+        is_over = threading.Event()
+
+        def look() -> None:
+            while not is_over.wait(0.02):
+                for process in self.http.family():
+                    with contextlib.suppress(OSError, IndexError):
+                        if whole_family or process.group == self.http.process.pid:
+                            peaks[process.pid] = peak_rss(process.pid)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            yield peaks
+        finally:
+            is_over.set()
+            looking.join()
+
+
+@needs_the_real_programs
+class Requests(HttpCase):
     def test_health(self) -> None:
         self.assertEqual(self.status(self.get("/health")), 200)
 
@@ -107,6 +139,13 @@ class Requests(GateCase):
             "/..git/info/refs?service=git-upload-pack",
             "/./info/refs?service=git-upload-pack",
             "//demo/../../x/info/refs?service=git-upload-pack",
+            "/demo.git.git/info/refs?service=git-upload-pack",
+            "/demo\\/info/refs?service=git-upload-pack",
+            "/demo;x/info/refs?service=git-upload-pack",
+            "/demo/info/refs?service=git-upload-pack#",
+            "/demo/info%2frefs?service=git-upload-pack",
+            "http://x/demo/info/refs?service=git-upload-pack",
+            f"/{'a' * 300}/info/refs?service=git-upload-pack",
         ):
             with self.subTest(target):
                 self.assertEqual(self.status(self.get(target)), 404)
@@ -144,34 +183,28 @@ class Requests(GateCase):
                     pass
         self.assertEqual(self.status(self.get("/health")), 200)
 
-    def test_a_client_that_leaves_a_fetch_ends_its_backend(self) -> None:
-        def backends() -> list[str]:
-            found = []
-            for children in Path(f"/proc/{self.http.process.pid}/task").glob("*/children"):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended since
-                    found += children.read_text().split()
-            return found
-
-        with socket.create_connection(("127.0.0.1", self.world.http_port)) as client:
+    def test_a_client_that_leaves_a_fetch_ends_its_processes(self) -> None:
+        with self.connect() as client:
             client.sendall(
                 b"POST /demo/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
-                b"Content-Type: application/x-git-upload-pack-request\r\n\r\n0000"
+                b"Content-Type: application/x-git-upload-pack-request\r\n\r\n00"
             )
-            wait_until(backends, 10, "a backend")
-        wait_until(lambda: not backends(), 10, "its end")
+            wait_until(lambda: len(self.http.family()) > 2, 10, "git")
+        wait_until(lambda: len(self.http.family()) == 1, 10, "the end of its processes")
 
     def test_a_large_push_and_clone_do_not_pass_through_the_servers_memory(self) -> None:
         work = self.world.clone_of_upstream(self.world.by_http())
         blob = random.Random(9).randbytes(_SIZE)
         head = self.world.commit(work, {"large": blob})
-        before = peak_rss(self.http.process.pid)
-        self.world.git("push", "origin", "HEAD:refs/heads/large", cwd=work)
-        self.assert_mirror_is_upstream()
-        clone = self.world.dir / "large"
-        self.world.git("clone", "--quiet", "--branch", "large", self.world.by_http(), str(clone))
+        with self.memory_of_what_serves() as peaks:
+            self.world.git("push", "origin", "HEAD:refs/heads/large", cwd=work)
+            self.assert_mirror_is_upstream()
+            clone = self.world.dir / "large"
+            self.world.git("clone", "--quiet", "--branch", "large", self.world.by_http(), str(clone))
         self.assertEqual(self.world.git("rev-parse", "HEAD", cwd=clone), head)
         self.assertEqual((clone / "large").read_bytes(), blob)
-        self.assertLess(peak_rss(self.http.process.pid) - before, _SIZE // 4)
+        self.assertGreater(len(peaks), 2)  # the listener, and what it started
+        self.assertLess(max(peaks.values()) - peaks[self.http.process.pid], _SIZE // 4)
 
     def test_pushes_at_the_same_time_by_both_daemons(self) -> None:
         works = [self.world.clone_of_upstream(url) for url in (self.world.by_git(), self.world.by_http()) * 2]
@@ -218,22 +251,18 @@ class Ends(unittest.TestCase):
             self.http.signal_group(signal.SIGTERM)
             self.assertEqual(self.http.process.wait(5), 0)
 
-    def test_term_closes_the_port_and_lets_a_push_finish(self) -> None:
+    def test_term_ends_the_daemon_at_once_and_lets_a_push_finish(self) -> None:
         push, head = self.push_that_waits_at_upstream()
         self.http.signal_group(signal.SIGTERM)
-
-        def port_is_closed() -> bool:
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.world.http_port)) != 0
-
-        wait_until(port_is_closed, 5, "the closed port")
-        self.assertIsNone(self.http.process.poll())
+        self.assertEqual(self.http.process.wait(5), 0)
+        self.assertTrue(self.http.group_is_alive())
+        self.assertFalse(listens(self.world.http_port))
         self.go_on.touch()
         said = push.communicate(timeout=30)[1]
         self.assertEqual(push.returncode, 0, said)
-        self.assertEqual(self.http.process.wait(5), 0)
         self.assertIn(head, self.world.both()[1])
         self.assertEqual(*self.world.both())
+        wait_until(lambda: not self.http.group_is_alive(), 10, "the end of the push's processes")
 
     def test_a_push_whose_client_has_gone_is_finished(self) -> None:
         push, head = self.push_that_waits_at_upstream()
@@ -249,28 +278,235 @@ class Ends(unittest.TestCase):
             Daemon(self.http.process.args, 1, self.world.environment, self.world.dir / "second.log")  # type: ignore[arg-type]
 
 
-class TermInARequest(unittest.TestCase):
-    SERVER = """
-import os, signal, sys
-import git_http_backend as backend
-accept = backend._Server.process_request
+@needs_the_real_programs
+class Attacks(HttpCase):
+    """What disabled a server that passed requests on to git http-backend, and what else a hostile client may try."""
 
-def process_request(server, *request):
-    os.kill(os.getpid(), signal.SIGTERM)
-    accept(server, *request)
+    def cgi(self, body: bytes, **variables: str) -> subprocess.Popen[bytes]:
+        """git http-backend with a body, as the server ran it before: TERM ignored, and told of length and encoding."""
+        environment = self.world.environment | {
+            "REQUEST_METHOD": "POST",
+            "GIT_PROJECT_ROOT": str(self.world.mirrors),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": "/demo.git/git-upload-pack",
+            "CONTENT_TYPE": "application/x-git-upload-pack-request",
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "http.receivepack",
+            "GIT_CONFIG_VALUE_0": "true",
+        }
+        script = "trap '' TERM; exec \"$(git --exec-path)/git-http-backend\""
+        with tempfile.TemporaryFile() as sent:
+            sent.write(body)
+            sent.seek(0)
+            backend = subprocess.Popen(
+                ["sh", "-c", script],
+                env=environment | variables,
+                stdin=sent,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        assert backend.stderr is not None
+        self.addCleanup(backend.stderr.close)
+        self.addCleanup(backend.wait)
+        self.addCleanup(self.kill_group, backend.pid)
+        return backend
 
-backend._Server.process_request = process_request
-sys.exit(backend.main())
-"""
+    @staticmethod
+    def kill_group(group: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
-    def test_it_ends_the_server_though_socketserver_catches_what_requests_raise(self) -> None:
-        port = free_port()
-        environment = {"GIT_HTTP_PORT": str(port), "GIT_HTTP_LISTEN": "127.0.0.1", "PYTHONPATH": str(ROOT / "app")}
-        server = subprocess.Popen([sys.executable, "-B", "-c", self.SERVER], env=environment, stderr=subprocess.DEVNULL)
-        self.addCleanup(server.wait)
-        self.addCleanup(server.kill)
-        wait_until(lambda: listens(port), 10, "the server")  # to look is the request
-        self.assertEqual(server.wait(10), 0)
+    def assert_serves(self, port: int | None = None) -> None:
+        self.assertEqual(self.status(self.ask(b"GET /health HTTP/1.0\r\n\r\n", port)), 200)
+        advertised = self.ask(b"GET /demo/info/refs?service=git-upload-pack HTTP/1.0\r\n\r\n", port)
+        self.assertIn(b"refs/heads/main", advertised)
+
+    def assert_nothing_is_left(self, daemon: Daemon) -> None:
+        wait_until(lambda: len(daemon.family()) == 1, 20, "the end of what served")
+
+    def test_a_body_that_ends_early_ends_its_request_where_http_backend_never_does(self) -> None:
+        receive = {"PATH_INFO": "/demo.git/git-receive-pack", "CONTENT_TYPE": "application/x-git-receive-pack-request"}
+        old = self.cgi(b"0000", CONTENT_LENGTH="1000", **receive)
+        wait_until(lambda: cpu_ticks(old.pid) > 50, 60, "half a second of CPU time that http-backend takes for nothing")
+        self.assertIsNone(old.poll())
+        command = packet(f"{'0' * 40} {'1' * 40} refs/heads/x\0report-status\n") + b"0000"
+        for service in ("git-upload-pack", "git-receive-pack"):
+            for body in (b"", b"0000", command, command + b"PACK\0\0\0\2\0\0\0\5half"):
+                for framing in ("Content-Length: 1000", "Transfer-Encoding: chunked"):
+                    with self.subTest(service, body=body[:4], framing=framing):
+                        chunk = body if framing.startswith("C") or not body else b"%x\r\n%b\r\n" % (len(body), body)
+                        client = self.connect(self.head(service, framing) + chunk)
+                        client.shutdown(socket.SHUT_WR)
+                        answer = b""
+                        while piece := client.recv(1 << 16):
+                            answer += piece
+                        # To half a pack receive-pack itself has an answer.
+                        self.assertTrue(answer[9:12] in (b"400", b"") or b"unpack " in answer, answer)
+        self.assert_nothing_is_left(self.http)
+        self.assert_mirror_is_upstream()
+
+    def head(self, service: str, *headers: str) -> bytes:
+        lines = [
+            f"POST /demo/{service} HTTP/1.1",
+            "Host: x",
+            f"Content-Type: application/x-{service}-request",
+            *headers,
+        ]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def test_broken_gzip_does_not_keep_its_place_as_it_does_with_an_ignored_term(self) -> None:
+        broken = gzip.compress(b"0000")[:10] + b"\xff" * 20
+        old = self.cgi(broken, CONTENT_LENGTH=str(len(broken)), HTTP_CONTENT_ENCODING="gzip")
+        assert old.stderr is not None
+        self.assertIn(b"inflate: data stream error", old.stderr.readline())
+        with self.assertRaises(subprocess.TimeoutExpired):
+            old.wait(1)
+        headers = ("Content-Encoding: gzip", f"Content-Length: {len(broken)}")
+        for service in ("git-upload-pack", "git-receive-pack"):
+            for _ in range(20):
+                self.assertEqual(self.status(self.post(broken, *headers, service=service)), 400)
+        self.assert_serves()
+        self.assert_nothing_is_left(self.http)
+
+    def test_gzip_that_unpacks_to_more_than_a_request_may_have_is_refused_before_it_takes_memory(self) -> None:
+        asked = packet("command=fetch\n") + b"0001" + packet(f"have {'1' * 40}\n") * 2_000_000 + b"0000"
+        bomb = gzip.compress(asked)
+        length, version = str(len(bomb)), "version=2"
+        old = self.cgi(bomb, CONTENT_LENGTH=length, HTTP_CONTENT_ENCODING="gzip", GIT_PROTOCOL=version)
+        peak = 0
+
+        def grows() -> bool:
+            nonlocal peak
+            for process in processes():
+                if process.group == old.pid:
+                    with contextlib.suppress(OSError, IndexError):
+                        peak = max(peak, peak_rss(process.pid))
+            return peak > 100 * len(bomb)
+
+        wait_until(grows, 60, "a hundred times its size in memory")
+        with self.memory_of_what_serves(whole_family=True) as peaks:
+            for service in ("git-upload-pack", "git-receive-pack"):
+                headers = ("Content-Encoding: gzip", f"Content-Length: {length}", f"Git-Protocol: {version}")
+                answer = self.post(bomb, *headers, service=service)
+                self.assertEqual(self.status(answer), 400)
+        self.assertLess(max(peaks.values()), peak)
+        self.assert_serves()
+
+    def test_gzip_with_something_behind_it_or_without_an_end_is_refused(self) -> None:
+        whole = gzip.compress(self.ls_refs())
+        for body in (whole + b"more", whole + whole, whole[:-4], whole[:-1], whole[:5], b"", b"0000"):
+            with self.subTest(body[-8:]):
+                headers = ("Content-Encoding: gzip", f"Content-Length: {len(body)}", "Git-Protocol: version=2")
+                answer = self.post(body, *headers)
+                self.assertTrue(self.status(answer) == 400 or not answer.endswith(b"0\r\n\r\n"), answer[-80:])
+        for encoding in ("br", "deflate", "gzip, gzip", "GZIP,identity"):
+            self.assertEqual(self.status(self.post(whole, f"Content-Encoding: {encoding}", "Content-Length: 4")), 415)
+
+    def test_a_body_that_goes_on_after_the_answer_does_not_keep_its_place(self) -> None:
+        daemon, port = self.front_end("front.CLOSE_SECONDS = 1")
+        clients = [self.connect(self.head("git-upload-pack", f"Content-Length: {10**17}"), port) for _ in range(3)]
+        for client in clients:
+            client.sendall(b"zzzz")  # which ends git
+        wait_until(lambda: b"is going on" in self.sending(clients) or len(daemon.family()) == 1, 20, "their end")
+        self.assert_serves(port)
+
+    def sending(self, clients: list[socket.socket]) -> bytes:
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.sendall(b" " * 1000)
+        return b""
+
+    def test_silent_connections_do_not_keep_health_or_a_request_waiting(self) -> None:
+        for data in (b"", b"GET /health HTTP/1.1\r\nX: "):
+            clients = [self.connect(data) for _ in range(300)]
+            self.assert_serves()
+            for client in clients:
+                client.close()
+
+    def test_health_is_answered_while_all_places_are_taken(self) -> None:
+        _, port = self.front_end("front.MAX_SERVED, front.QUEUE_SECONDS = 1, 1")
+        request = self.head("git-receive-pack", "Content-Length: 1000")
+        held = [self.connect(request, port) for _ in range(20)]
+        self.assertEqual(self.status(self.ask(b"GET /health HTTP/1.1\r\n\r\n", port)), 200)
+        answers = [client.recv(100)[:12] for client in held[1:]]
+        self.assertEqual(answers, [b"HTTP/1.1 503"] * 19)
+        held[0].close()
+        self.assert_serves(port)
+
+    def test_half_a_head_is_closed_at_the_deadline(self) -> None:
+        _, port = self.front_end("front.REQUEST_SECONDS = 0.5")
+        for data in (b"", b"GET", b"GET /health HTTP/1.1\r\nX: y\r\n", b"\n\n"):
+            self.assertEqual(self.ask(data, port), b"")
+
+    def test_a_second_request_in_the_same_connection_is_never_read(self) -> None:
+        second = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        body = self.ls_refs()
+        first = self.head("git-upload-pack", f"Content-Length: {len(body)}", "Git-Protocol: version=2") + body
+        for requests in (second * 2, first + second, b"GET / HTTP/1.1\r\n\r\n" + second):
+            answer = self.ask(requests)
+            self.assertEqual(answer.count(b"HTTP/1.1 "), 1)
+            self.assertIn(b"\r\nConnection: close\r\n", answer)
+
+    def test_a_head_that_is_too_large_is_refused(self) -> None:
+        for data in (b"GET /" + b"a" * 17_000, b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 3000, b"\0" * 20_000):
+            self.assertEqual(self.status(self.ask(data)), 431)
+
+    def test_heads_that_can_be_read_in_two_ways(self) -> None:
+        for head in (
+            b"\r\nGET /health HTTP/1.1",
+            b"GET /health HTTP/1.1\nX: y",
+            b"GET /demo/info/refs?service=git-upload-pack HTTP/1.1\nX: y",
+            b"GET  /health HTTP/1.1",
+            b"GET /health  HTTP/1.1",
+            b"GET\t/health HTTP/1.1",
+            b"GET /health HTTP/2.0",
+            b"GET /health HTTP/1.11",
+            b"GET /health",
+            b"get /health HTTP/1.1",
+            b"GET http://x/health HTTP/1.1 ",
+            b"GET /x HTTP/1.1\r\n folded: y",
+            b"GET /x HTTP/1.1\r\nX: y\r\n z",
+            b"GET /x HTTP/1.1\r\n: y",
+            b"GET /x HTTP/1.1\r\nX\0: y",
+            b"GET /x HTTP/1.1\r\nX: \0y",
+            b"GET /x HTTP/1.1\r\nX: y\rz",
+            b"GET /x HTTP/1.1\r\nX: y\nTransfer-Encoding: chunked",
+            b"GET /x HTTP/1.1\r\nTransfer-Encoding\xa0: chunked",
+            b"GET /x HTTP/1.1\r\nTransfer-Encoding: \x0bchunked",
+            b"GET /x HTTP/1.0\r\nTransfer-Encoding: chunked",
+        ):
+            with self.subTest(head):
+                self.assertEqual(self.status(self.ask(head + b"\r\n\r\n")), 400)
+
+    def test_chunks_that_can_be_read_in_two_ways_or_never_end_are_refused(self) -> None:
+        for body in (
+            b"4\n0000\n0\n\n",
+            b"0x4\r\n0000\r\n0\r\n\r\n",
+            b"+4\r\n0000\r\n0\r\n\r\n",
+            b"4_0\r\n",
+            b"\r\n",
+            b"4\r\n00000\r\n0\r\n\r\n",
+            b"4;" + b"a" * 2000,
+            b"0\r\n" + b"A: b\r\n" * 100,
+            b"0\r\n" + b"A" * 2000,
+        ):
+            with self.subTest(body[:20]):
+                self.assertIn(self.post(body, "Transfer-Encoding: chunked")[9:12], (b"400", b"200"))
+        self.assert_serves()
+        self.assert_nothing_is_left(self.http)
+
+    def test_a_body_that_stops_loses_its_place(self) -> None:
+        daemon, port = self.front_end("front.SILENT_SECONDS = front.IDLE_SECONDS = front.CLOSE_SECONDS = 1")
+        for service in ("git-upload-pack", "git-receive-pack"):
+            self.connect(self.head(service, "Content-Length: 1000") + b"00", port)
+        wait_until(lambda: len(daemon.family()) > 4, 20, "two requests that are served")
+        self.assert_nothing_is_left(daemon)
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 if __name__ == "__main__":
