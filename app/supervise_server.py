@@ -3,7 +3,7 @@
 It reads the two files that the supervisor writes and nothing else. It holds no secret, takes no command and writes
 nothing, so whoever reaches its port may ask it.
 
-    POST /mcp     one JSON-RPC message in, one JSON object out; no stream, no session
+    POST /mcp     one JSON-RPC message in, one JSON object out; no stream, no session; `/` is the same
     GET /health   200 as long as it answers
 
 Two revisions of MCP are served side by side: up to 2025-11-25 a client opens with `initialize`, from 2026-07-28 on
@@ -23,9 +23,9 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -38,9 +38,12 @@ _EVENTS_FILE = os.environ.get("SIDECAR_EVENTS_FILE", "/run/sidecar-init/events.j
 
 _REQUEST_SECONDS = 30.0  # a whole request arrives within this, and a connection's first one too
 _MAX_CONNECTIONS = 256
+_MAX_WAITING = 64  # messages that are read and not answered yet
+_MAX_HEAD = 32 * 1024
 _MAX_BODY = 256 * 1024
 _MAX_FILE = 2 * 1024 * 1024  # the supervisor rotates at half of this
 _MAX_EVENTS = 200
+_BLOCK = 32 * 1024
 
 _VERSIONS = _MODERN, _LEGACY = "2026-07-28", "2025-11-25"
 _SERVER = {"name": "sidecar-supervise", "version": "1.0.0"}
@@ -67,24 +70,89 @@ class _ToolError(Exception):
 
 
 class _Server(ThreadingTCPServer):
-    """A thread for each connection, so that a slow client holds up nobody; at the limit newcomers are turned away,
-    because a connection that is already open is one that somebody counts on."""
+    """A thread for each connection, so that a slow client holds up no other. Where there is one too many, the one goes
+    that has been idle for the longest, among those of the peer that has the most. Messages are answered one at a time:
+    to answer all at once would take as long, and keep a health check waiting."""
 
     address_family = socket.AF_INET6 if ":" in _HOST else socket.AF_INET
     allow_reuse_address = daemon_threads = True
     request_queue_size = 128
 
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self._peers: dict[socket.socket, str] = {}  # the one that has been idle for the longest is the first
+        self._thread_places = threading.BoundedSemaphore(2 * _MAX_CONNECTIONS)  # half of them may be about to end
+        self._lock = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(_MAX_WAITING)
+        self._turn = threading.Lock()
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if threading.active_count() > _MAX_CONNECTIONS:
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            self.shutdown_request(request)
-        else:
+        with self._lock:
+            self._peers[request] = client_address[0]
+        if len(self._peers) > _MAX_CONNECTIONS:
+            self._make_room()
+        self._thread_places.acquire()
+        try:
             super().process_request(request, client_address)
+        except RuntimeError:  # no thread to be had
+            self._thread_places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._thread_places.release()
+
+    def _make_room(self) -> None:
+        with self._lock:
+            counts = Counter(self._peers.values())
+            greediest = max(counts, key=counts.__getitem__, default=None)
+            for request, address in self._peers.items():
+                if address == greediest:
+                    del self._peers[request]
+                    with suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)  # which wakes up its thread, and that closes it
+                    return
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._peers.pop(request, None)
+        super().shutdown_request(request)
+
+    def is_active(self, request: socket.socket) -> None:
+        with self._lock:
+            if address := self._peers.pop(request, None):
+                self._peers[request] = address
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Wait to be the only one that answers; False if too many wait already."""
+        if not self._waiting.acquire(blocking=False):
+            yield False
+            return
+        try:
+            with self._turn:
+                yield True
+        finally:
+            self._waiting.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
         if not isinstance(error, OSError):  # a client that went away is no news
             print(f"cannot answer a request: {error!r}; its connection is closed", file=sys.stderr, flush=True)
+
+
+class _HeadTooLarge(Exception):
+    pass
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -93,6 +161,7 @@ class _DeadlineReader(io.RawIOBase):
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.deadline: float | None = None  # None: idle between two requests, for as long as the client likes
+        self.head_left: int | None = None  # bytes that may come before the head has ended; None: it has
 
     def readable(self) -> bool:
         return True
@@ -102,10 +171,16 @@ class _DeadlineReader(io.RawIOBase):
         if left is not None and left <= 0:
             raise TimeoutError
         self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
+        size = self._connection.recv_into(buffer)
+        if self.head_left is not None:
+            self.head_left -= size
+            if self.head_left < 0:
+                raise _HeadTooLarge
+        return size
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: _Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "sidecar-supervise", ""
     error_message_format, error_content_type = "%(code)d %(message)s\n", "text/plain"
@@ -119,17 +194,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._buffered = self.rfile = io.BufferedReader(self._reader)
 
     def handle_one_request(self) -> None:
+        self._reader.head_left = _MAX_HEAD
         self._buffered.peek(1)
+        self.server.is_active(self.connection)
         self._reader.deadline = time.monotonic() + _REQUEST_SECONDS
-        super().handle_one_request()
+        try:
+            super().handle_one_request()
+        except _HeadTooLarge:
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\n\r\n")
         self._reader.deadline = None
+        self.server.is_active(self.connection)
 
     def do_POST(self) -> None:
+        self._reader.head_left = None
         body = self._body()
         if body is None:
             return
         path = self.path.partition("?")[0]
-        allowed = {"/mcp": "POST", "/health": "GET"}.get(path)
+        allowed = {"/mcp": "POST", "/": "POST", "/health": "GET"}.get(path)
         if not _is_allowed_origin(self._header("Origin")):
             self._reply(403, b"cannot serve this Origin: it is not in SUPERVISE_ALLOWED_ORIGINS\n")
         elif allowed is None:
@@ -139,8 +222,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/health":
             self._reply(200, b"ok\n")
         else:
-            status, answer = _answer(body, self._header)
-            payload = b"" if answer is None else json.dumps(answer, allow_nan=False).encode()
+            with self.server.turn() as has_turn:
+                status, answer = _answer(body, self._header) if has_turn else (503, None)
+                payload = b"" if answer is None else json.dumps(answer, allow_nan=False).encode()
             self._reply(status, payload, "application/json")
 
     do_GET = do_DELETE = do_POST
@@ -321,10 +405,14 @@ def _bundle_events(arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         raise _ToolError(f"cannot take this count: it must be an integer from 1 to {_MAX_EVENTS}")
     if not isinstance(daemon, str | None):
         raise _ToolError("cannot take this daemon: it must be a name, as bundle_status shows them")
-    events: deque[dict[str, Any]] = deque(maxlen=count)
-    lines: deque[str] = deque(maxlen=count)
+    # An event of another daemon need not be parsed, and there may be thousands.
+    its_name = None if daemon is None else re.compile(rb'"daemon" *: *' + re.escape(json.dumps(daemon).encode()))
+    events: list[dict[str, Any]] = []
+    lines: list[str] = []
     unreadable = 0
-    for recorded in _recorded_lines():
+    for recorded in _latest_lines():
+        if its_name and not its_name.search(recorded):
+            continue
         try:
             event = _parse(recorded)
             line = _line(event, "time", "daemon", "event")
@@ -334,10 +422,12 @@ def _bundle_events(arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if daemon in (None, event["daemon"]):
             events.append(event)
             lines.append(line)
-    text = "\n".join(lines) or "no such event has been recorded"
+        if len(events) == count:
+            break
+    text = "\n".join(reversed(lines)) or "no such event has been recorded"
     if unreadable:
         text += f"\n(left out, not understood: {unreadable} line(s))"
-    return text, {"events": list(events), "unreadable": unreadable}
+    return text, {"events": events[::-1], "unreadable": unreadable}
 
 
 def _line(record: dict[str, Any], *leading: str) -> str:
@@ -346,16 +436,33 @@ def _line(record: dict[str, Any], *leading: str) -> str:
     return " ".join(head + [f"{k}={json.dumps(v)}" for k, v in record.items() if k not in leading and v is not None])
 
 
-def _recorded_lines() -> list[bytes]:
-    """Every recorded line once, oldest first, also while the file is rotated: the newer half is read first, so that
+def _latest_lines() -> Iterator[bytes]:
+    """Every recorded line once, latest first, also while the file is rotated: the newer half is opened first, so that
     a rotation in between makes lines come twice instead of not at all."""
-    halves: list[bytes] = []
+    seen: set[bytes] = set()
+    is_there = False
     for path in (_EVENTS_FILE, _EVENTS_FILE + ".1"):
-        with suppress(FileNotFoundError):
-            halves.insert(0, _tail(path))
-    if not halves:
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            is_there = True
+            for line in _backwards(file):
+                if line and line not in seen:
+                    seen.add(line)
+                    yield line
+    if not is_there:
         raise FileNotFoundError(errno.ENOENT, "there is no such file", _EVENTS_FILE)
-    return list(dict.fromkeys(line for half in halves for line in half.splitlines()))
+
+
+def _backwards(file: io.BufferedReader) -> Iterator[bytes]:
+    position = os.fstat(file.fileno()).st_size
+    first = max(0, position - _MAX_FILE)
+    rest = b""
+    while position > first:
+        start = max(first, position - _BLOCK)
+        file.seek(start)
+        begun, *lines = (file.read(position - start) + rest).split(b"\n")
+        yield from reversed(lines)
+        rest, position = begun, start
+    yield rest
 
 
 def _tail(path: str) -> bytes:

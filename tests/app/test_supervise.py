@@ -15,7 +15,7 @@ import threading
 import time
 import unittest
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,7 +89,7 @@ class SuperviseTestCase(unittest.TestCase):
     @classmethod
     def start(cls, port: str = "0") -> None:
         cls.process = subprocess.Popen(
-            [sys.executable, "-S", "-c", f"import supervise_server as server; {cls.override}; server.main()"],
+            [sys.executable, "-S", "-c", f"import os, time, supervise_server as server\n{cls.override}\nserver.main()"],
             cwd=APP,
             env={
                 **os.environ,
@@ -264,6 +264,25 @@ class Tools(SuperviseTestCase):
     def test_events_are_there_while_the_file_is_being_rotated(self) -> None:
         self.events_file.rename(f"{self.events_file}.1")
         self.assertEqual(len(self.tool("bundle_events")["structuredContent"]["events"]), 3)
+
+    def test_events_before_those_that_are_asked_for_are_not_even_read(self) -> None:
+        garbage = "no event\n" * 10_000
+        self.events_file.write_text(garbage + self.events_file.read_text())
+        self.events_file.with_name(self.events_file.name + ".1").write_text(garbage)
+        self.assertEqual(self.tool("bundle_events", count=3)["structuredContent"]["unreadable"], 0)
+        self.assertGreater(self.tool("bundle_events", count=4)["structuredContent"]["unreadable"], 0)
+        self.assertEqual(self.tool("bundle_events", count=4, daemon="web")["structuredContent"]["unreadable"], 0)
+
+    def test_a_line_that_is_longer_than_what_is_read_at_once(self) -> None:
+        long = event(4) | {"note": "x" * 200_000}
+        self.write_events([event(1), long, event(3)])
+        self.assertEqual(self.tool("bundle_events")["structuredContent"]["events"], [event(1), long, event(3)])
+
+    def test_a_daemon_with_any_name_is_found(self) -> None:
+        for name in ("x y", 'a"b', "\N{SNOWMAN}", "a\\b", ".*", "x\ny"):
+            self.write_events([event(1, name), event(2)])
+            found = self.tool("bundle_events", daemon=name)["structuredContent"]["events"]
+            self.assertEqual(found, [event(1, name)])
 
     def test_half_a_line_and_garbage_among_the_events_are_left_out_and_counted(self) -> None:
         with self.events_file.open("ab") as file:
@@ -480,6 +499,25 @@ class Http(SuperviseTestCase):
         reply = self.ask("GET", "/health?verbose")
         self.assertEqual((reply.status, reply.body), (200, b"ok\n"))
 
+    def test_messages_are_taken_at_the_root_too_as_older_hosts_send_them(self) -> None:
+        message = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
+        for path in ("/", "/mcp", "/?x"):
+            self.assertEqual(self.ask("POST", path, message).json, {"jsonrpc": "2.0", "id": 1, "result": {}})
+        reply = self.ask("GET", "/")
+        self.assertEqual((reply.status, reply.headers["Allow"]), (405, "POST"))
+
+    def test_a_head_over_the_limit_is_431_whatever_it_consists_of(self) -> None:
+        for head in (b"A: " + b"b" * 40_000, b"A: b\r\n" * 8_000, b"A: " + b"b" * 500 + b"\r\n"):
+            data = b"GET /health HTTP/1.1\r\n" + head * (80 if len(head) == 505 else 1) + b"\r\n"
+            peer = self.raw()
+            with suppress(OSError):
+                peer.sendall(data)
+            with suppress(ConnectionResetError):
+                self.assertNotIn(b" 200 ", peer.recv(64))
+        allowed = b"GET /health HTTP/1.1\r\nA: " + b"b" * 30_000 + b"\r\n\r\n"
+        self.assertIn(b" 200 ", self.raw(allowed).recv(64))
+        self.assert_serving_and_silent()
+
     def test_other_verbs_are_405_and_say_which_is_right(self) -> None:
         for verb, path, right in (("GET", "/mcp", "POST"), ("DELETE", "/mcp", "POST"), ("POST", "/health", "GET")):
             reply = self.ask(verb, path)
@@ -614,22 +652,73 @@ class ManyClients(SuperviseTestCase):
 class FewPlaces(SuperviseTestCase):
     override = "server._MAX_CONNECTIONS = 3"
 
-    def test_at_the_limit_newcomers_get_503_and_old_ones_are_served_on(self) -> None:
-        held = [self.connect() for _ in range(3)]
-        for connection in held:
-            self.ask("GET", "/health", connection=connection)
-        newcomer = self.raw()
-        self.assertIn(b" 503 ", newcomer.recv(64))
-        for connection in held:
-            self.assertEqual(self.ask("GET", "/health", connection=connection).status, 200)
-        held[0].close()
-        wait_until(self.is_served, 10, "the place of a client that left")
-
-    def is_served(self) -> bool:
+    def is_open(self, connection: http.client.HTTPConnection) -> bool:
         try:
-            return self.ask("GET", "/health").status == 200
-        except OSError:
+            return self.ask("GET", "/health", connection=connection).status == 200
+        except (OSError, http.client.HTTPException):
             return False
+
+    def opened(self, number: int) -> list[http.client.HTTPConnection]:
+        connections = [self.connect() for _ in range(number)]
+        for connection in connections:
+            connection.auto_open = 0
+            connection.connect()
+            self.assertTrue(self.is_open(connection))
+        return connections
+
+    def test_a_newcomer_takes_the_place_of_the_connection_that_has_been_idle_for_the_longest(self) -> None:
+        first, second, third = self.opened(3)
+        self.assertTrue(self.is_open(first))
+        self.opened(1)
+        self.assertEqual([self.is_open(connection) for connection in (first, second, third)], [True, False, True])
+
+    def test_a_newcomer_takes_the_place_of_a_peer_that_has_more(self) -> None:
+        modest = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20, source_address=("127.0.0.2", 0))
+        self.addCleanup(modest.close)
+        self.assertEqual(self.ask("GET", "/health", connection=modest).status, 200)
+        modest.auto_open = 0
+        self.opened(10)
+        self.assertTrue(self.is_open(modest))
+
+    def test_clients_that_never_ask_do_not_keep_out_others(self) -> None:
+        for _ in range(100):
+            self.raw()
+        self.opened(1)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        wait_until(lambda: len(list(threads.iterdir())) <= 4, 10, "the end of the threads of closed connections")
+
+
+class OneAtATime(SuperviseTestCase):
+    override = """
+server._MAX_WAITING = 2
+answer = server._answer
+def slow(*request):
+    while not os.path.exists(server._STATUS_FILE + '.go'):
+        time.sleep(0.01)
+    return answer(*request)
+server._answer = slow
+""".replace("\n", "\n")
+
+    def test_messages_wait_for_each_other_and_health_for_none(self) -> None:
+        ping = b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}'
+        head = f"POST /mcp HTTP/1.1\r\nContent-Length: {len(ping)}\r\n\r\n".encode()
+        waiting = [self.raw(head + ping) for _ in range(2)]
+
+        def is_full() -> bool:
+            peer = self.raw(head + ping)
+            peer.settimeout(0.1)
+            try:
+                return b" 503 " in peer.recv(64)
+            except TimeoutError:
+                peer.shutdown(socket.SHUT_RDWR)
+                return False
+
+        wait_until(is_full, 20, "a message that is one too many")
+        self.assertEqual(self.ask("GET", "/health").status, 200)
+        self.status_file.with_name(self.status_file.name + ".go").touch()
+        for peer in waiting:
+            self.assertIn(b" 200 ", peer.recv(64))
+        wait_until(lambda: self.post(ping).status == 200, 20, "a message that is answered again")
 
 
 class ShortPatience(SuperviseTestCase):
