@@ -24,6 +24,7 @@ else:
 _LISTEN = os.environ.get("GIT_GATE_LISTEN", "0.0.0.0")
 _PORT = os.environ.get("GIT_GATE_PORT", "9418")
 
+_HEALTH = "git-upload-pack /.health"  # no mirror's name begins with a dot
 _MAX_LINE = 4096
 _REQUEST = re.compile(rf"git-(?P<service>[a-z-]+) /(?P<name>{front.NAME})(?:\.git)?/?\n?")
 
@@ -40,6 +41,8 @@ def _parse(received: bytes) -> _Request | None:
         return None
     line, surplus = received[4 : int(size, 16)], received[int(size, 16) :]
     command, *parameters = line.decode("latin-1").split("\0")  # the second is host=
+    if command == _HEALTH:
+        raise front.Reply(_error("healthy\n"))
     found = _REQUEST.fullmatch(command)
     if not found or found["service"] not in ("upload-pack", "receive-pack"):
         raise front.Reply(_error("no such repository or service"), f"no such repository or service: {command[:99]!a}")

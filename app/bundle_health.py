@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""The image's health check: one request to each server that agents reach, then the command line that is given, which
+is the supervisor's own check. That one cannot tell a server that listens and does not answer.
+
+A port at which nothing listens is none of this program's business: the supervisor knows which daemons there should be.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+_SECONDS = 1.2  # for each, so that all have had theirs before Docker's timeout
+_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_SERVERS = (  # name, variable and default of the port, request, beginning of the answer
+    ("git-gate", "GIT_GATE_PORT", "9418", b"001dgit-upload-pack /.health\0", b"0010ERR healthy\n"),
+    ("git-http", "GIT_HTTP_PORT", "9420", _HEALTH, b"HTTP/1.1 200 "),
+    ("supervise", "SUPERVISE_PORT", "9100", _HEALTH, b"HTTP/1.1 200 "),
+)
+
+
+def main(supervisors_check: list[str]) -> int:
+    for name, variable, port, request, expected in _SERVERS:
+        try:
+            answer = _ask(int(os.environ.get(variable) or port), request, len(expected))
+        except ConnectionRefusedError:
+            continue
+        except OSError as error:
+            print(f"unhealthy: {name} listens and does not answer: {error.strerror or error}")
+            return 1
+        if answer != expected:
+            print(f"unhealthy: {name} answered {answer!a} and not {expected!a}")
+            return 1
+    os.execv(supervisors_check[0], supervisors_check)
+
+
+def _ask(port: int, request: bytes, size: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=_SECONDS) as server:
+        server.sendall(request)
+        answer = b""
+        while len(answer) < size and (piece := server.recv(size - len(answer))):
+            answer += piece
+        return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
