@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import select
 import selectors
 import signal
@@ -44,6 +45,7 @@ SILENT_SECONDS = 30  # of a client that says nothing from the start; a push may 
 IDLE_SECONDS = 300  # of another; it may be long over its deltas before it sends a pack
 SERVICE_SECONDS = 3600  # for all that a client sends; a push may then go on for as long again
 MAX_FETCH_REQUEST = 16 << 20  # git remembers each line of it; this is room for 300,000 of them
+MAX_PUSH_COMMANDS = 4 << 20  # what comes before the pack; git remembers these as well
 PIECE = 1 << 16
 
 _SERVICE = '. "$GIT_GATE_APP/git_gate_env.sh"; exec git "$@"'
@@ -378,6 +380,28 @@ def up_to(limit: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield piece
 
 
+def with_few_commands(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """A push whose lines before the first flush packet, which end the list of refs, are not too many."""
+    total, left, head, is_list = 0, 0, b"", True
+    for piece in pieces:
+        position = 0
+        while is_list and position < len(piece):
+            if left:
+                step = min(left, len(piece) - position)
+                left -= step
+            else:
+                step = min(4 - len(head), len(piece) - position)
+                head += piece[position : position + step]
+            position += step
+            if len(head) == 4:
+                is_list = bool(re.fullmatch(rb"[0-9A-Fa-f]{4}", head)) and int(head, 16) >= 4  # else git refuses it
+                left, head = (int(head, 16) - 4 if is_list else 0), b""
+        total += position
+        if total > MAX_PUSH_COMMANDS:
+            raise BadRequest(f"the refs of a push may take {MAX_PUSH_COMMANDS} bytes")
+        yield piece
+
+
 def wait_for_close(client: socket.socket) -> None:
     """To close on what a client still sends would take the answer from it."""
     deadline = time.monotonic() + CLOSE_SECONDS
@@ -434,7 +458,8 @@ class Exchange:
         self._git_in, self._git_out = git.stdin.fileno(), git.stdout.fileno()
         self._is_push = request.service == "receive-pack"
         self._incoming, self._framed = incoming, framed
-        self._pieces = incoming.pieces() if self._is_push else up_to(MAX_FETCH_REQUEST, incoming.pieces())
+        pieces = incoming.pieces()
+        self._pieces = with_few_commands(pieces) if self._is_push else up_to(MAX_FETCH_REQUEST, pieces)
         self._for_git = self._for_client = b""
         self._takes_input = self._git_listens = self._has_client = True
         self._git_has_ended = self._has_heard = False

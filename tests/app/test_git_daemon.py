@@ -226,6 +226,27 @@ class Requests(DaemonCase):
         self.assertIn(b"ERR a request may have 16777216 bytes", self.everything(client))
         self.assert_serves()
 
+    def test_a_list_of_refs_without_an_end_is_cut_off(self) -> None:
+        client = self.connect(data=request("/demo", "git-receive-pack"))
+        self.assertIn(b"report-status", client.recv(1 << 16))
+        commands = packet(f"{'0' * 40} {'1' * 40} refs/heads/{'x' * 100}\n") * 1000
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                client.sendall(commands)
+            client.shutdown(socket.SHUT_WR)
+        self.assertIn(b"ERR the refs of a push may take 4194304 bytes", self.everything(client))
+        self.assert_serves()
+
+    def test_a_push_of_many_refs_passes(self) -> None:
+        work = self.world.clone_of_upstream(self.world.by_git())
+        self.world.commit(work, {"x": "x\n"})
+        refs = [f"HEAD:refs/heads/many/{number}" for number in range(60)]
+        for url in (self.world.by_git(), self.world.by_http()):
+            self.world.git("push", "--quiet", url, *refs, cwd=work)
+            self.assert_mirror_is_upstream()
+            self.world.git("push", "--quiet", "--delete", url, *(ref[5:] for ref in refs), cwd=work)
+            self.assert_mirror_is_upstream()
+
 
 @needs_the_real_programs
 class ManyConnections(DaemonCase):

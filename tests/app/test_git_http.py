@@ -393,6 +393,34 @@ class Attacks(HttpCase):
         self.assertLess(max(peaks.values()), peak)
         self.assert_serves()
 
+    def test_a_list_of_refs_without_an_end_is_refused_before_it_takes_memory(self) -> None:
+        command = packet(f"{'0' * 40} {'1' * 40} refs/heads/{'x' * 100}\n")
+        receive = {"PATH_INFO": "/demo.git/git-receive-pack", "CONTENT_TYPE": "application/x-git-receive-pack-request"}
+        old = self.cgi(command * 200_000, **receive)
+        old_peak = 0
+
+        def is_at_its_end() -> bool:
+            nonlocal old_peak
+            for process in processes():
+                if process.group == old.pid:
+                    with contextlib.suppress(OSError, IndexError):
+                        old_peak = max(old_peak, peak_rss(process.pid))
+            return old.poll() is not None
+
+        wait_until(is_at_its_end, 60, "the end of git's input")
+        self.assertGreater(old_peak, 40 << 20)
+        with self.memory_of_what_serves(whole_family=True) as peaks:
+            head = self.head("git-receive-pack", "Transfer-Encoding: chunked")
+            with self.connect(head) as client:
+                many = command * 300
+                with contextlib.suppress(OSError):
+                    for _ in range(700):
+                        client.sendall(b"%x\r\n%b\r\n" % (len(many), many))
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertIn(b"the refs of a push may take 4194304 bytes", client.recv(1 << 16))
+        self.assertLess(max(peaks.values()), old_peak)
+        self.assert_serves()
+
     def test_gzip_with_something_behind_it_or_without_an_end_is_refused(self) -> None:
         whole = gzip.compress(self.ls_refs())
         for body in (whole + b"more", whole + whole, whole[:-4], whole[:-1], whole[:5], b"", b"0000"):
