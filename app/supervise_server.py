@@ -225,7 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.turn() as has_turn:
                 status, answer = _answer(body, self._header) if has_turn else (503, None)
                 payload = b"" if answer is None else json.dumps(answer, allow_nan=False).encode()
-            self._reply(status, payload, "application/json")
+            if has_turn:
+                self._reply(status, payload, "application/json")
+            else:
+                self._reply(status, b"too many messages wait for an answer; try again\n")
 
     do_GET = do_DELETE = do_POST
 
