@@ -1,14 +1,14 @@
 """What git-gate (git://, 9418) and git-http (HTTP, 9420) share: the listener, and the exchange of a client with git.
 
 The listener is one thread that never waits for a client. It reads requests up to a deadline, answers what needs no
-git, and starts a process for each of the others. Where room runs short, it closes the oldest connection of the peer
-that has the most, so a newcomer is always heard, and a health check always answered.
+git, and starts a process for each of the others. If room runs short, it closes the oldest connection of the peer that
+has the most. So a newcomer is always accepted, and a health check is always answered.
 
-TERM ends the listener at once. The processes that serve requests ignore it and finish; they stay in the listener's
-process group, so the supervisor waits for them as long as it waits for the listener. Each git has a session of its own,
-with the default dispositions: an ignored TERM would be inherited, and git stops its own children by TERM.
+TERM ends the listener at once. The processes that serve requests ignore it and finish. They stay in the listener's
+process group, so the supervisor gives them its grace period. Each git has a session of its own and the default signal
+dispositions: an ignored TERM would be inherited, and git stops its own children with TERM.
 
-No name is ever resolved here, and nothing that a client sends reaches a resolver.
+Nothing that a client sends reaches a resolver.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Ended(Exception):
 
 
 class Reply(Exception):
-    """Ends a connection with these bytes, without a process for it."""
+    """Answers a connection with these bytes, without a process for it."""
 
     def __init__(self, payload: bytes, log: str = "") -> None:
         super().__init__(log)
@@ -82,7 +82,7 @@ class Peer(NamedTuple):
 
     @property
     def network(self) -> str:
-        """Whom its connections are counted against: one host can have any address of an IPv6 network."""
+        """What its connections are counted against: one host can have any address of an IPv6 network."""
         packed = socket.inet_pton(socket.AF_INET6, self.address) if ":" in self.address else b""
         return packed[:8].hex() if packed and not packed.startswith(bytes(10) + b"\xff\xff") else self.address
 
@@ -116,8 +116,9 @@ class Listener:
         self._stopping = False
         self._evicted, self._said_at = 0, 0.0
         self._selector = selectors.DefaultSelector()
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._socket = socket.create_server(address, family=family, backlog=512)  # with SO_REUSEADDR
+        is_ipv6 = ":" in address[0]
+        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        self._socket = socket.create_server(address, family=family, backlog=512, dualstack_ipv6=is_ipv6)
         self._socket.setblocking(False)
         self._wake_up, self._woken = socket.socketpair()
         for end in (self._wake_up, self._woken):
@@ -328,8 +329,8 @@ def mirror_named(name: str) -> Path:
 
 
 def bring_up_to_date(request: Request, peer: Peer) -> None:
-    """Run the access hook, with the arguments that git daemon gives to one; it would look up the name that the client
-    sent, so there is none."""
+    """Run the access hook with the arguments that git daemon gives to one, but without names: git daemon looks up the
+    one that the client sent."""
     hook = f"{APP}/git_gate_access_hook.sh"
     names, address = ["", ""], [peer.server_address, str(peer.server_port)]
     command = [hook, request.service, str(request.mirror), *names, *address]
@@ -381,7 +382,7 @@ def up_to(limit: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def with_few_commands(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """A push whose lines before the first flush packet, which end the list of refs, are not too many."""
+    """Pass on a push if its list of refs, which the first flush packet ends, is not too long."""
     total, left, head, is_list = 0, 0, b"", True
     for piece in pieces:
         position = 0
@@ -421,12 +422,12 @@ class Incoming:
         self._has_ended = False
 
     def feed(self, data: bytes) -> None:
-        """What has come; b"" where the client has sent its last."""
+        """Add what was received; b"" means that the client sends no more."""
         self._buffer += data
         self._has_ended = not data
 
     def pieces(self) -> Iterator[bytes]:
-        """What is for git; b"" where more must be fed first."""
+        """Yield what is for git, or b"" if more must be fed first."""
         while self._buffer or not self._has_ended:
             yield self._take(PIECE)
 
@@ -452,7 +453,7 @@ class Exchange:
         git: subprocess.Popen[bytes],
         framed: Callable[[bytes], bytes] = bytes,
     ) -> None:
-        """`framed` dresses each piece of the answer for the client, and b"" for the answer's end."""
+        """`framed` makes of each piece of the answer what is sent; b"" stands for the answer's end."""
         assert git.stdin and git.stdout
         self._client, self._request, self._git = client, request, git
         self._git_in, self._git_out = git.stdin.fileno(), git.stdout.fileno()
@@ -468,8 +469,8 @@ class Exchange:
         self.has_answered = False
 
     def run(self) -> None:
-        """Until git has ended; `has_answered` tells whether it had anything to say, `problem` what was wrong with the
-        request. Raises Ended where the client gets no more."""
+        """Return when git has ended. `has_answered` then tells whether it sent anything, `problem` what was wrong with
+        the request. Raises Ended if the client gets no more."""
         for stream in (self._client.fileno(), self._git_in, self._git_out):
             os.set_blocking(stream, False)
         try:

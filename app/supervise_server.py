@@ -501,8 +501,8 @@ _TOOLS: dict[str, tuple[Callable[[dict[str, Any]], tuple[str, dict[str, Any]]], 
 
 def main() -> None:
     """Serve until TERM or INT."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):  # nothing is left to do, and threads could hold up an orderly exit
+        signal.signal(number, lambda *_: os._exit(0))
     try:
         server = _Server((_HOST, int(_PORT)), _Handler)
     except (OSError, OverflowError, ValueError) as error:
