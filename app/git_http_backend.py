@@ -222,7 +222,7 @@ class Body(front.Incoming):
                 raise BadRequest("a line in the body that is too long")
             yield from self._more()
         line = self._take(end + 1)
-        if line.find(b"\r") != end - 1:
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
             raise BadRequest("a line in the body that does not end with CR LF")
         return line[:-2]
 
