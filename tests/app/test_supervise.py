@@ -692,6 +692,8 @@ class OneAtATime(SuperviseTestCase):
 server._MAX_WAITING = 2
 answer = server._answer
 def slow(*request):
+    with open(server._STATUS_FILE + '.begun', 'a') as begun:
+        begun.write('1')
     while not os.path.exists(server._STATUS_FILE + '.go'):
         time.sleep(0.01)
     return answer(*request)
@@ -711,6 +713,9 @@ server._answer = slow
         for peer in refused:
             self.assertIn(b" 503 ", peer.recv(64))
         self.assertEqual(self.ask("GET", "/health").status, 200)
+        begun = self.status_file.with_name(self.status_file.name + ".begun")
+        wait_until(begun.exists, 20, "the first message")
+        self.assertEqual(begun.read_text(), "1")
         self.status_file.with_name(self.status_file.name + ".go").touch()
         for peer in set(peers) - set(refused):
             self.assertIn(b" 200 ", peer.recv(64))
