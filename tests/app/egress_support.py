@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from tests.support import ROOT, wait_until
 
 ENTRYPOINT = ROOT / "egress-entrypoint.sh"
-ADDON = ROOT / "app" / "egress_addon.py"
+PROGRAMS = [ROOT / "app" / f"egress_{name}.py" for name in ("addon", "limits", "rules")]
 MITMDUMP = os.environ.get("MITMDUMP") or shutil.which("mitmdump") or ""
 UNTRUSTED = "untrusted.example.test"
 
@@ -144,7 +144,8 @@ class Egress:
         self.routes.write_text(routes)
         self.addon = directory / "app" / "egress_addon.py"
         self.addon.parent.mkdir()
-        self.addon.write_bytes(ADDON.read_bytes())
+        for program in PROGRAMS:
+            (self.addon.parent / program.name).write_bytes(program.read_bytes())
         self.conf = directory / "conf"
         self.output = directory / "output"
         with socket.create_server(("127.0.0.1", 0)) as probe:
