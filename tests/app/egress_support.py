@@ -88,6 +88,8 @@ class _UpstreamHandler(socketserver.BaseRequestHandler):
                 self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nplain")
             return
         self.server.connects.append(head.split(" ")[1])
+        if head.startswith("CONNECT stalled."):
+            self.server.may_finish.wait(20)
         self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         start = self.request.recv(1, socket.MSG_PEEK)
         if start == b"\x16":
@@ -129,6 +131,11 @@ class _UpstreamHandler(socketserver.BaseRequestHandler):
             )
             self.server.frames = _read_exactly(stream, 11)
             tls.sendall(b"\x81\x02hi")
+        elif "/trailers" in request.line:
+            chunks = b"2\r\nok\r\n0\r\nX-Trailer: x\r\n\r\n"
+            tls.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+        elif "/long-head" in request.line:
+            tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + b"X: x\r\n" * 100_000 + b"\r\nok")
         else:
             tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
@@ -157,8 +164,10 @@ class Egress:
         with self.addon.open("a") as addon:
             addon.write("\n" + code)
 
-    def spawn(self, **environment: str) -> subprocess.Popen[bytes]:
-        self.addon.chmod(0o444)
+    def spawn(self, descriptors: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        limit = [f"ulimit -n {descriptors}; exec \"$@\"", "sh"] if descriptors else ["exec \"$@\"", "sh"]
+        for program in self.addon.parent.iterdir():
+            program.chmod(0o444)
         self.addon.parent.chmod(0o555)
         files = {"EGRESS_ADDON": self.addon, "EGRESS_ROUTES": self.routes, "EGRESS_CONFDIR": self.conf}
         basis = {
@@ -169,7 +178,7 @@ class Egress:
         }
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [*AS_ACCOUNT, "/bin/sh", str(ENTRYPOINT)],
+                ["/bin/sh", "-c", *limit, *AS_ACCOUNT, "/bin/sh", str(ENTRYPOINT)],
                 env=basis | {name: str(path) for name, path in files.items()} | self.tokens | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -177,8 +186,8 @@ class Egress:
             )
         return self.process
 
-    def start(self, **environment: str) -> Egress:
-        self.spawn(**environment)
+    def start(self, descriptors: int | None = None, **environment: str) -> Egress:
+        self.spawn(descriptors, **environment)
         wait_until(self._accepts, 30, "egress accepts connections")
         return self
 
@@ -188,6 +197,11 @@ class Egress:
             raise AssertionError(f"egress ended with {self.process.returncode}: {self.log()}")
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def peak(self) -> int:
+        """The most memory that it has used, in KiB."""
+        assert self.process is not None
+        return int(Path(f"/proc/{self.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
 
     def log(self) -> str:
         return self.output.read_text()
@@ -223,8 +237,8 @@ class Egress:
 
     # What a client does.
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), 15)
+    def connect(self, peer: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 15, (peer, 0))
 
     def tunnel(self, target: str) -> tuple[int, str, socket.socket]:
         """CONNECT to `target`: the status, the text of a refusal, and the connection."""
