@@ -85,7 +85,11 @@ class _UpstreamHandler(socketserver.BaseRequestHandler):
         if not head.startswith("CONNECT "):
             if head:
                 self.server.plain.append(head)
-                self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nplain")
+                kept = "/kept" in head
+                end = b"" if kept else b"Connection: close\r\n"
+                self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n" + end + b"\r\nplain")
+                if kept:
+                    self.server.may_finish.wait(20)
             return
         self.server.connects.append(head.split(" ")[1])
         if head.startswith("CONNECT stalled."):

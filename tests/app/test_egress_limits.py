@@ -355,12 +355,13 @@ class ConnectionTests(LimitTestCase):
         egress = self.patched("egress_limits.CLIENTS = 1", "default: allow")
 
         def get(name: str) -> int:
-            head = f"GET http://{name}.example.test/slow HTTP/1.1\r\nHost: {name}.example.test\r\n\r\n"
+            head = f"GET http://{name}.example.test/kept HTTP/1.1\r\nHost: {name}.example.test\r\n\r\n"
             connection.sendall(head.encode())
             return read_response(connection)[0]
 
         with wait_until(lambda: _admitted(egress), 10, "the probe's connection has ended") as connection:
             self.assertEqual(([200, 200], 502), ([get("a"), get("b")], get("c")))
+        self.upstream.may_finish.set()
 
     EXHAUSTING = (
         "egress_limits.SPARE_DESCRIPTORS = -10_000\n"  # as many connections as there are descriptors
