@@ -67,7 +67,7 @@ class Egress:
         self.reload()
 
     def reload(self) -> None:
-        """Called at the start and on HUP. A file that is not valid changes nothing; an unreadable one is tried again."""
+        """Called at the start and on HUP. A file that is not valid changes nothing; an unreadable one is read later."""
         failed_before = self._retry is not None
         if self._retry:
             self._retry.cancel()

@@ -162,36 +162,38 @@ class Egress:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
+        self.descriptors = 0  # how many it may open; 0: as many as this process
 
     def patch(self, code: str) -> None:
         """Put `code` at the end of the addon: breaks it, or makes it wait."""
         with self.addon.open("a") as addon:
             addon.write("\n" + code)
 
-    def spawn(self, descriptors: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
-        limit = [f"ulimit -n {descriptors}; exec \"$@\"", "sh"] if descriptors else ["exec \"$@\"", "sh"]
+    def spawn(self, **environment: str | None) -> subprocess.Popen[bytes]:
+        limit = [f'ulimit -n {self.descriptors}; exec "$@"', "sh"] if self.descriptors else ['exec "$@"', "sh"]
         for program in self.addon.parent.iterdir():
             program.chmod(0o444)
         self.addon.parent.chmod(0o555)
         files = {"EGRESS_ADDON": self.addon, "EGRESS_ROUTES": self.routes, "EGRESS_CONFDIR": self.conf}
-        basis = {
+        basis: dict[str, str | None] = {
             "PATH": f"{Path(MITMDUMP).parent}:{os.environ['PATH']}",
             "EGRESS_PORT": str(self.port),
             "EGRESS_UPSTREAM_PROXY": self.upstream.url,
             "EGRESS_UPSTREAM_CA": str(self.upstream.ca),
         }
+        complete = basis | {name: str(path) for name, path in files.items()} | self.tokens | environment
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 ["/bin/sh", "-c", *limit, *AS_ACCOUNT, "/bin/sh", str(ENTRYPOINT)],
-                env=basis | {name: str(path) for name, path in files.items()} | self.tokens | environment,
+                env={name: value for name, value in complete.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
         return self.process
 
-    def start(self, descriptors: int | None = None, **environment: str) -> Egress:
-        self.spawn(descriptors, **environment)
+    def start(self, **environment: str | None) -> Egress:
+        self.spawn(**environment)
         wait_until(self._accepts, 30, "egress accepts connections")
         return self
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import unittest
@@ -176,6 +179,21 @@ class TokenTests(EgressTestCase):
             *("/allowed/%2e%2e/other", "/allowed/.%2E/other", "/allowed/%2fother", "/allowed%5c..%5cother"),
             *("/allowed/%252e%252e/other", "/%61llowed", "/allowed/%c0%ae%c0%ae/x", "/allowed/%00", "/allowed/%zz"),
             *("/allowed\\..\\other", "/allowed;/../other", "/allowed/%2e", "/allowed/%3b/x", "/allowed/%7fx"),
+            *(
+                "/allowed/..%20/other",
+                "/allowed/.%20./other",
+                "/allowed/%20../other",
+                "/allowed/.../other",
+                "/allowed/%20",
+            ),
+            *("/allowed/%EF%BC%8E%EF%BC%8E/other", "/allowed/%E2%80%A5/other", "/allowed/.%E2%80%8B./other"),
+            *(
+                "/allowed/%E3%80%82%E3%80%82/x",
+                "/allowed/..%EF%BC%8Fother",
+                "/allowed/x%E2%88%95..",
+                "/ALLOWED",
+                "/allowed.",
+            ),
             *("/allowed#/../x", "/allowed/\xe9", "/allowed/%", "https://paths.example.test/allowed/../x"),
         )
         for path in others + tricks:
@@ -193,6 +211,136 @@ class TokenTests(EgressTestCase):
         override = self.egress.get("paths.example.test", "/allowed", "X-HTTP-Method-Override: DELETE")
         self.assert_refused(override, 403, "would change the method")
         self.assert_refused(self.egress.get("api.example.test", method="TRACE"), 403, "would show the token")
+
+    def test_header_that_would_change_the_method_or_the_path_is_refused_in_every_spelling(self) -> None:
+        for header in (
+            *("X-HTTP-Method", "X-Method-Override", "X_HTTP_Method_Override", "X.Http_Method-Override", "X-Method"),
+            *("X-Original-URL", "X_Original_URL", "X-Original-URI", "X-Original-Method", "X-Rewrite-URL"),
+            *("X-Forwarded-Uri", "X-Forwarded-Method", "X-Forwarded-Prefix", "X-Forwarded-Path", "SCRIPT_NAME"),
+            *("Path-Info", "Destination", "X-Amz-Copy-Source", "X-Ms-Rename-Source", "X-WAWS-Unencoded-URL"),
+        ):
+            with self.subTest(header):
+                answer = self.egress.get("paths.example.test", "/allowed", f"{header}: /other")
+                self.assert_refused(answer, 403, f"{header} would change")
+                # The control: where a route allows every method and path, it changes nothing that matters.
+                self.assertEqual(200, self.egress.get("open.example.test", "/", f"{header}: /other")[0])
+                self.assertTrue(
+                    self.upstream.requests[0].all(header.replace("_", "-").replace(".", "-")) or "." in header
+                )
+                self.upstream.forget()
+
+    def test_header_that_looks_like_one_that_changes_the_path_is_left_out(self) -> None:
+        for header in ("X-Stainless-Helper-Method", "X-Some-Path", "X-New-Override", "X-Original-Target", "X-Url"):
+            self.assertEqual(200, self.egress.get("paths.example.test", "/allowed", f"{header}: stream")[0])
+            self.assertEqual([], self.upstream.requests[-1].all(header))
+            self.assertEqual(200, self.egress.get("api.example.test", "/", f"{header}: stream")[0])
+            self.assertEqual(["stream"], self.upstream.requests[-1].all(header))
+
+    def test_header_that_names_another_host_is_left_out_where_a_token_goes(self) -> None:
+        for header in (
+            "X-Forwarded-Host",
+            "Forwarded",
+            "X-Host",
+            "X_Forwarded_Host",
+            "X-Original-Host",
+            "Host-Override",
+        ):
+            self.assertEqual(200, self.egress.get("api.example.test", "/", f"{header}: evil.example.test")[0])
+            self.assertNotIn("evil", self.upstream.heads[-1])
+            self.assertEqual(200, self.egress.get("open.example.test", "/", f"{header}: evil.example.test")[0])
+            self.assertIn("evil", self.upstream.heads[-1])
+
+    def test_header_that_frames_a_request_is_refused_in_odd_spellings(self) -> None:
+        for header in ("Content_Length: 5", "Transfer_Encoding: chunked", "Transfer.Encoding: chunked"):
+            with self.subTest(header):
+                self.assert_refused(self.egress.get("open.example.test", "/", header), 403, "frames the request")
+
+    def test_connection_header_names_no_header_of_the_request(self) -> None:
+        names = "close, Authorization, X-Forwarded-For, Content-Length, keep-alive"
+        self.assertEqual(200, self.egress.get("api.example.test", "/", f"Connection: {names}")[0])
+        self.assertEqual(["close, keep-alive"], self.upstream.requests[0].all("connection"))
+        self.assertEqual(["Bearer token-of-the-api"], self.upstream.requests[0].all("authorization"))
+
+    def test_protocol_is_changed_to_websocket_only(self) -> None:
+        upgrade = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+        for connection in ("Connection: Upgrade", upgrade[0]):
+            self.assertEqual(200, self.egress.get("api.example.test", "/", connection, *upgrade[1:])[0])
+            for name in ("connection", "upgrade", "http2-settings"):
+                self.assertEqual([], self.upstream.requests[-1].all(name))
+
+    def test_request_line_is_plain(self) -> None:
+        for line, status in (
+            ("GET / HTTP/2.0", 505),
+            ("GET / HTTP/0.9", 505),
+            ("G\xe9T / HTTP/1.1", 400),
+            ("G(T / HTTP/1.1", 400),
+            ("GET /\x01 HTTP/1.1", 400),
+            ("GET /\x7f HTTP/1.1", 400),
+            ("GET / x HTTP/1.1", 400),
+        ):
+            with self.subTest(line):
+                answer = self.egress.send("open.example.test", f"{line}\r\nHost: open.example.test")
+                self.assertEqual(status, answer[0])
+        self.assert_nothing_arrived()
+
+    def test_absolute_form_reaches_the_server_as_a_path(self) -> None:
+        head = "GET https://paths.example.test/allowed HTTP/1.1\r\nHost: paths.example.test"
+        self.assertEqual((200, "ok"), self.egress.send("paths.example.test", head))
+        self.assertEqual("GET /allowed HTTP/1.1", self.upstream.requests[0].line)
+        for target in (
+            "https://api.example.test?x=/allowed",
+            "https://x@api.example.test/",
+            "https://api.example.test#/",
+        ):
+            with self.subTest(target):
+                answer = self.egress.send("api.example.test", f"GET {target} HTTP/1.1\r\nHost: api.example.test")
+                self.assertIn(answer[0], (400, 403))
+        self.assertEqual(1, len(self.upstream.requests))
+
+    def test_answer_to_a_refused_head_has_no_body(self) -> None:
+        with self.egress.tls("paths.example.test") as tls:
+            for _ in range(2):
+                tls.sendall(b"HEAD /allowed HTTP/1.1\r\nHost: paths.example.test\r\n\r\n")
+                self.assertTrue(tls.recv(4096).endswith(b"\r\n\r\n"))
+
+    def test_no_server_hears_of_a_refused_request(self) -> None:
+        self.egress.get("api.example.test", server_name="exfiltrated.example.test")
+        self.egress.get("paths.example.test", "/other")
+        self.assertEqual([], self.upstream.connects)
+
+    def test_other_names_for_a_routed_host_are_refused(self) -> None:
+        for name in (
+            "\uff41pi.example.test",
+            "api\u3002example.test",
+            "api.example.test\u3002",
+            "xn--pi-x7k.example.test",
+        ):
+            raw = name.encode().decode("latin-1")
+            with self.subTest(name):
+                head = f"CONNECT {raw}:443 HTTP/1.1\r\nHost: {raw}"
+                self.assertIn(self.egress.plainly(head)[0], (400, 403))
+                head = f"GET http://{raw}/ HTTP/1.1\r\nHost: {raw}"
+                self.assertIn(self.egress.plainly(head)[0], (400, 403))
+                self.assertIn(self.egress.plainly(f"GET / HTTP/1.1\r\nHost: {raw}")[0], (400, 403))
+        for target in (
+            "[::1]:443",
+            "127.0.0.1:443",
+            "0x7f000001:443",
+            "api.example.test:443:443",
+            "api.example.test:0",
+        ):
+            with self.subTest(target):
+                self.assertIn(self.egress.plainly(f"CONNECT {target} HTTP/1.1\r\nHost: {target}")[0], (400, 403))
+        self.assertEqual([], self.upstream.connects)
+
+    def test_tls_in_tls_goes_nowhere(self) -> None:
+        context, hello = ssl.create_default_context(), ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="api.example.test").do_handshake()
+        with self.egress.tls("open.example.test") as tls:
+            tls.sendall(hello.read() + b"\r\n\r\n")
+            self.assertEqual(400, read_response(tls)[0])
+        self.assertEqual([], self.upstream.connects)
 
     def test_variable_that_is_unset_or_unusable_answers_502(self) -> None:
         self.assert_refused(self.egress.get("unset.example.test"), 502, "EGRESS_TOKEN_UNSET is not set")
@@ -353,6 +501,68 @@ class RoutesFileTests(EgressTestCase):
         self.assertEqual(1, len(self.upstream.plain))
 
 
+class LogTests(EgressTestCase):
+    def lines(self, egress: Egress, count: int) -> list[str]:
+        """What it logs about requests, without the time that they took."""
+
+        def found() -> list[str]:
+            lines = [line for line in egress.log().splitlines() if " ms=" in line]
+            return [re.sub(r" ms=\d+ ", " ", line) for line in lines]
+
+        wait_until(lambda: len(found()) >= count, 10, f"{count} requests are logged")
+        return found()
+
+    def make_requests(self, egress: Egress) -> None:
+        egress.send(
+            "api.example.test", "POST /v1?q=secret HTTP/1.1\r\nHost: api.example.test\r\nContent-Length: 3", b"abc"
+        )
+        egress.get("open.example.test", "/" + "x" * 300)
+        egress.get("paths.example.test", "/other?q=secret", method="DELETE")
+        egress.get("other.example.test")
+
+    def test_one_line_for_each_request_without_query_or_token(self) -> None:
+        egress = self.new_egress().start()
+        self.make_requests(egress)
+        no_route = "up=0 down=0 token=-: no route"
+        self.assertEqual(
+            [
+                "egress: 200 POST api.example.test:443 /v1 up=3 down=2 token=EGRESS_TOKEN_API",
+                f"egress: 200 GET open.example.test:443 /{'x' * 199} up=0 down=2 token=-",
+                f"egress: 403 DELETE paths.example.test:443 /other {no_route} for this host, port, method and path",
+                f"egress: 403 CONNECT other.example.test:443 - {no_route} to this host and port",
+            ],
+            self.lines(egress, 4),
+        )
+        self.assertNotIn("secret", egress.log())
+        self.assert_no_token_in(egress.log())
+
+    def test_only_refused_requests_are_logged_if_so_wanted(self) -> None:
+        egress = self.new_egress().start(EGRESS_LOG="refused")
+        self.make_requests(egress)
+        self.assertEqual(["403", "403"], [line.split()[1] for line in self.lines(egress, 2)])
+
+    def test_websocket_is_logged_at_its_end_with_its_bytes(self) -> None:
+        egress = self.new_egress().start()
+        with egress.tls("api.example.test") as tls:
+            tls.sendall(
+                b"GET /socket HTTP/1.1\r\nHost: api.example.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            tls.recv(4096)
+            tls.sendall(b"\x81\x85\0\0\0\0hello")
+            tls.recv(4096)
+        line = "egress: 101 GET api.example.test:443 /socket up=5 down=2 token=EGRESS_TOKEN_API"
+        self.assertEqual([line], self.lines(egress, 1))
+
+    def test_request_that_is_broken_off_is_logged_as_incomplete(self) -> None:
+        egress = self.new_egress().start()
+        with egress.tls("api.example.test") as tls:
+            tls.sendall(b"GET /slow HTTP/1.1\r\nHost: api.example.test\r\n\r\n")
+            self.assertTrue(tls.recv(1))
+        line = "egress: 200 GET api.example.test:443 /slow up=0 down=5 token=EGRESS_TOKEN_API: incomplete"
+        self.assertEqual([line], self.lines(egress, 1))
+
+
 class BrokenTests(EgressTestCase):
     def test_exception_in_the_addon_refuses_and_is_not_quoted(self) -> None:
         egress = self.new_egress()
@@ -475,6 +685,42 @@ class EntrypointTests(EgressTestCase):
         (egress.conf / "config.yaml").write_text("ssl_insecure: true")
         self.assertIn("cannot start with", self.refusal(egress))
 
+    def test_ca_that_a_host_mounts_is_used(self) -> None:
+        home = self.directory / "home" / ".mitmproxy"
+        home.mkdir(parents=True)
+        mounted = home / "mitmproxy-ca.pem"
+        mounted.write_bytes(self.upstream.ca.read_bytes())
+        for mode in (0o755, 0o555):  # where mitmproxy may write a file of its own beside it, and where it may not
+            home.chmod(mode)
+            with self.subTest(oct(mode)):
+                egress = self.new_egress().start(HOME=str(home.parent), EGRESS_CONFDIR="")
+                (egress.conf).mkdir()
+                (egress.conf / "mitmproxy-ca-cert.pem").write_bytes(self.upstream.ca.read_bytes())
+                self.assertEqual(200, egress.get("api.example.test")[0])
+                home.chmod(0o755)
+                (home / "mitmproxy-dhparam.pem").unlink(missing_ok=True)
+        mounted.chmod(0)
+        self.assertIn(
+            "cannot read the proxy's CA", self.refusal(self.new_egress(), HOME=str(home.parent), EGRESS_CONFDIR="")
+        )
+        mounted.chmod(0o644)
+        mounted.write_text(mounted.read_text().partition("-----BEGIN PRIVATE KEY")[0])
+        self.assertIn("no PRIVATE KEY in it", self.refusal(self.new_egress(), HOME=str(home.parent), EGRESS_CONFDIR=""))
+
+    def test_unknown_value_for_the_log_is_told(self) -> None:
+        self.assertIn("cannot use EGRESS_LOG", self.refusal(self.new_egress(), EGRESS_LOG="none"))
+
+    def test_missing_pipelock_is_told_and_never_gone_around(self) -> None:
+        told = "pipelock is not among the daemons and EGRESS_UPSTREAM_PROXY is unset"
+        for names, expected in (("egress, git-gate", True), ("egress,pipelock", False), ("", False)):
+            with self.subTest(names):
+                egress = self.new_egress("default: allow").start(
+                    EGRESS_UPSTREAM_PROXY=None, BOT_BOTTLE_SIDECAR_DAEMONS=names
+                )
+                self.assertEqual(expected, told in egress.log())
+                if expected:
+                    self.assertEqual(502, egress.plainly("GET http://x.test/ HTTP/1.1\r\nHost: x.test")[0])
+
     def test_upstream_proxy_must_be_a_url(self) -> None:
         self.assertIn("EGRESS_UPSTREAM_PROXY", self.refusal(self.new_egress(), EGRESS_UPSTREAM_PROXY="pipelock"))
 
@@ -485,6 +731,7 @@ class EntrypointTests(EgressTestCase):
         answer = egress.plainly(f"GET http://localhost:{port}/x HTTP/1.1\r\nHost: localhost:{port}")
         self.assertEqual((200, "plain"), answer)
         self.assertTrue(self.upstream.plain[0].startswith("GET /x "))
+        self.assertIn("egress: EGRESS_UPSTREAM_PROXY is empty: requests leave without pipelock", egress.log())
 
 
 @unittest.skipUnless(MITMDUMP, "no mitmdump on PATH or in $MITMDUMP")
