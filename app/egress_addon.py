@@ -36,6 +36,12 @@ ROUTES_FILE = Path(os.environ.get("EGRESS_ROUTES", "/etc/egress/routes.yaml"))
 LOGS_ALL = os.environ.get("EGRESS_LOG", "all") == "all"
 RETRY_SECONDS = 1.0
 
+UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]+")
+NOT_IN_A_TARGET = re.compile(rb"[\0-\x20\x7f]")
+# A bare CR or a folded line ends a header for some servers: it could bring in a second Host.
+NOT_IN_A_HEADER = re.compile(rb"[^\t\x20-\x7e\x80-\xff]")
+
 # Set here, where they are relied on, and after any configuration of mitmproxy's own.
 SAFE_OPTIONS: dict[str, Any] = {
     "ssl_insecure": False,
@@ -201,12 +207,9 @@ def check_form(request: http.Request) -> None:
         raise Refusal(431, "the head of this request is too long")
     if request.http_version not in ("HTTP/1.1", "HTTP/1.0"):
         raise Refusal(505, "only HTTP/1.1 and 1.0 are spoken")
-    if not re.fullmatch(rb"[\w!#$%&'*+.^`|~-]+", request.data.method) or re.search(
-        rb"[\0-\x20\x7f]", request.data.path
-    ):
+    if not METHOD.fullmatch(request.data.method) or NOT_IN_A_TARGET.search(request.data.path):
         raise Refusal(400, "control characters in the request line")
-    # A bare CR or a folded line ends a header for some servers: it could bring in a second Host.
-    if any(re.search(rb"[^\t\x20-\x7e\x80-\xff]", part) for header in headers for part in header):
+    if NOT_IN_A_HEADER.search(b"".join(part for header in headers for part in header)):
         raise Refusal(403, "control characters in a header")
     if any(is_odd_spelling(name) for name in request.headers):
         raise Refusal(403, "a header could be read as one that frames the request")
@@ -292,7 +295,8 @@ def answer(flow: http.HTTPFlow, status: int, reason: str) -> http.Response:
 
 def say(text: str) -> None:
     """One line for the log; parts of it may come from the client."""
-    print("egress: " + re.sub(r"[^\x20-\x7e]", "?", text)[:700], flush=True)
+    # With its end, because print would write that on its own.
+    print("egress: " + UNPRINTABLE.sub("?", text)[:700] + "\n", end="", flush=True)
 
 
 addons = [Egress()]
