@@ -336,6 +336,8 @@ def _make_certificate(directory: Path, name: str, names: str, signer: Path | Non
     command += f" -addext subjectAltName={names} -keyout {key} -out {pem}"
     if signer:
         command += f" -CA {signer} -CAkey {signer} -addext basicConstraints=CA:FALSE"
+    else:
+        command += " -addext keyUsage=critical,keyCertSign,cRLSign"
     subprocess.run(command.split(), check=True, capture_output=True)
     pem.write_bytes(pem.read_bytes() + key.read_bytes())
     return pem
