@@ -167,7 +167,8 @@ class Egress:
         encrypted = request.scheme == "https" and server_name == host
         if not encrypted and any(route.token and route.names(host) for route in routes.table):
             raise Refusal(403, "this host has a token, which goes only through CONNECT and TLS with the host's name")
-        route = routes.find(host, request.port, request.method, request.path)
+        method = request.data.method.decode("ascii")  # as it is sent: request.method is in upper case
+        route = routes.find(host, request.port, method, request.path)
         if route is None and not routes.allow:
             raise Refusal(403, "no route for this host, port, method and path")
         if request.scheme == "https":
@@ -211,6 +212,10 @@ def check_form(request: http.Request) -> None:
         raise Refusal(400, "control characters in the request line")
     if NOT_IN_A_HEADER.search(b"".join(part for header in headers for part in header)):
         raise Refusal(403, "control characters in a header")
+    if request.headers.get("transfer-encoding", "chunked").lower() != "chunked":
+        raise Refusal(400, "the only transfer coding is chunked")  # servers disagree about "gzip, chunked"
+    if request.method == "CONNECT" and request.data.method != b"CONNECT":
+        raise Refusal(400, "CONNECT is written in upper case")
     if any(is_odd_spelling(name) for name in request.headers):
         raise Refusal(403, "a header could be read as one that frames the request")
 
@@ -219,7 +224,11 @@ def check_destination(request: http.Request, host: str, server_name: str) -> Non
     """Refuse a request that names another destination than its connection's, or could seem to."""
     hosts = request.headers.get_all("host")
     names = {name.lower() for name in (*hosts, request.authority, server_name) if name}
-    if len(hosts) != 1 or not names <= {host, f"{host}:{request.port}", f"[{host}]", f"[{host}]:{request.port}"}:
+    if (
+        len(hosts) != 1
+        or not hosts[0]
+        or not names <= {host, f"{host}:{request.port}", f"[{host}]", f"[{host}]:{request.port}"}
+    ):
         raise Refusal(403, "Host header, request target and TLS server name do not all name the destination")
 
 

@@ -133,6 +133,7 @@ class TokenTests(EgressTestCase):
             "other": get + "Host: evil.example.test",
             "other port": get + "Host: api.example.test:8443",
             "none": get + "Accept: */*",
+            "empty": get + "Host:",
             "two": get + "Host: api.example.test\r\nHost: evil.example.test",
             "list": get + "Host: api.example.test, evil.example.test",
             "absolute-form": "GET https://evil.example.test/ HTTP/1.1\r\nHost: api.example.test",
@@ -205,7 +206,7 @@ class TokenTests(EgressTestCase):
                 self.assertEqual((200, "ok"), self.egress.get("paths.example.test", path))
 
     def test_methods_are_kept(self) -> None:
-        for method in ("POST", "DELETE", "HEAD"):
+        for method in ("POST", "DELETE", "HEAD", "get"):
             with self.subTest(method):
                 self.assertEqual(403, self.egress.get("paths.example.test", "/allowed", method=method)[0])
         override = self.egress.get("paths.example.test", "/allowed", "X-HTTP-Method-Override: DELETE")
@@ -275,6 +276,7 @@ class TokenTests(EgressTestCase):
             ("G\xe9T / HTTP/1.1", 400),
             ("G(T / HTTP/1.1", 400),
             ("GET /\x01 HTTP/1.1", 400),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked", 400),
             ("GET /\x7f HTTP/1.1", 400),
             ("GET / x HTTP/1.1", 400),
         ):
