@@ -224,11 +224,8 @@ def check_destination(request: http.Request, host: str, server_name: str) -> Non
     """Refuse a request that names another destination than its connection's, or could seem to."""
     hosts = request.headers.get_all("host")
     names = {name.lower() for name in (*hosts, request.authority, server_name) if name}
-    if (
-        len(hosts) != 1
-        or not hosts[0]
-        or not names <= {host, f"{host}:{request.port}", f"[{host}]", f"[{host}]:{request.port}"}
-    ):
+    written = f"[{host}]" if ":" in host else host  # an IPv6 address has brackets
+    if len(hosts) != 1 or not hosts[0] or not names <= {written, f"{written}:{request.port}"}:
         raise Refusal(403, "Host header, request target and TLS server name do not all name the destination")
 
 

@@ -134,6 +134,7 @@ class TokenTests(EgressTestCase):
             "other port": get + "Host: api.example.test:8443",
             "none": get + "Accept: */*",
             "empty": get + "Host:",
+            "brackets": get + "Host: [api.example.test]",
             "two": get + "Host: api.example.test\r\nHost: evil.example.test",
             "list": get + "Host: api.example.test, evil.example.test",
             "absolute-form": "GET https://evil.example.test/ HTTP/1.1\r\nHost: api.example.test",
