@@ -138,15 +138,8 @@ class Egress:
         """Called when a request ends without a complete response."""
         tell(flow, ": incomplete")
 
-    def websocket_message(self, flow: http.HTTPFlow) -> None:
-        """Called for each message. mitmproxy would keep them all."""
-        record = flow.metadata.get("record")
-        message = flow.websocket.messages[-1]
-        if record:
-            (record.upwards if message.from_client else record.downwards)(message.content)
-        del flow.websocket.messages[:-1]
-
     def websocket_end(self, flow: http.HTTPFlow) -> None:
+        """Called when a WebSocket is closed. Its messages were counted in flow.metadata["record"]."""
         tell(flow)
 
     def _check_tunnel(self, flow: http.HTTPFlow) -> None:

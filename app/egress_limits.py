@@ -26,9 +26,9 @@ from mitmproxy.proxy.layers.http import _http1
 HELLO_BYTES = 64 * 1024  # of a TLS ClientHello
 HEAD_BYTES = 64 * 1024  # of a request's or a response's head; also of what a client sends ahead of its turn
 HEAD_LINES = 200
-WAITING_BYTES = 256 * 1024  # of a body while its server is not yet connected; then reading stops
+WAITING_BYTES = 64 * 1024  # of a body while its server is not yet connected; then reading stops
 MESSAGE_BYTES = 16 * 1024 * 1024  # of a WebSocket message
-FRAME_COST = 64  # bytes that count for each piece of a message, so that empty ones are not free
+PIECE_BYTES = 64 * 1024  # of a WebSocket frame that are waited for; longer frames are passed on in pieces
 LINGER_BYTES = 1024 * 1024  # read of a refused body, so that its client comes to read the answer
 LINGER_SECONDS = 3
 START_SECONDS = 30  # for a TLS handshake, and for a head, from its first byte to its last
@@ -313,29 +313,55 @@ class Stream(http_layers.HttpStream):
 
 
 class WebSocketSide(websocket.WebsocketConnection):
-    """One side of a WebSocket. Gives whole frames: mitmproxy joins pieces in time that grows with their square."""
+    """One side of a WebSocket."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pieces: list[Any] = []
+        self._waiting = bytearray()
         self._size = 0
 
-    def events(self) -> Iterator[Any]:
-        for event in super().events():
+    def pieces(self) -> Iterator[Any]:
+        """What came, with messages as whole frames if they are short."""
+        for event in self.events():
             if not isinstance(event, wsproto.events.Message):
                 yield event
                 continue
-            self._pieces.append(event.data)
-            self._size += len(event.data) + FRAME_COST
+            is_text = isinstance(event, wsproto.events.TextMessage)
+            self._waiting += event.data.encode() if is_text else event.data
+            self._size += len(event.data)
             if self._size > MESSAGE_BYTES:
                 yield wsproto.events.CloseConnection(code=1009, reason="message too big")
                 return
-            if event.frame_finished or event.message_finished:
-                data = type(event.data)().join(self._pieces)
-                self._pieces.clear()
-                yield type(event)(data, event.frame_finished, event.message_finished)
+            if event.frame_finished or event.message_finished or len(self._waiting) >= PIECE_BYTES:
+                data = self._waiting.decode() if is_text else bytes(self._waiting)
+                self._waiting.clear()
+                yield type(event)(data, message_finished=event.message_finished)
             if event.message_finished:
                 self._size = 0
+
+
+class WebSocket(websocket.WebsocketLayer):
+    """Passes messages on as they come. mitmproxy collects each, in time that grows with the square of its length."""
+
+    def relay_messages(self, event: Any) -> Commands:
+        from_client = event.connection == self.context.client
+        sides = (self.client_ws, self.server_ws)
+        source, target = sides if from_client else sides[::-1]
+        source.receive_data(event.data if isinstance(event, events.DataReceived) else None)
+        for piece in source.pieces():
+            if not isinstance(piece, wsproto.events.CloseConnection):
+                if isinstance(piece, wsproto.events.Message) and (record := self.flow.metadata.get("record")):
+                    (record.upwards if from_client else record.downwards)(piece.data)
+                yield target.send2(piece)
+                continue
+            for side in sides:
+                if side.state in (wsproto.ConnectionState.OPEN, wsproto.ConnectionState.REMOTE_CLOSING):
+                    yield side.send2(piece)
+                yield commands.CloseConnection(side.conn)
+            yield websocket.WebsocketEndHook(self.flow)
+            self.flow.live = False
+            self._handle_event = self.done
+            return
 
 
 def next_layer(found: NextLayer) -> Layer | None:
@@ -369,6 +395,7 @@ def install(say: Callable[[str], None]) -> None:
         (http_layers, "Http1Server", Server),
         (http_layers, "Http1Client", Client),
         (websocket, "WebsocketConnection", WebSocketSide),
+        (websocket, "WebsocketLayer", WebSocket),
     ):
         if not issubclass(replacement, getattr(module, name)):
             raise AttributeError(f"{module.__name__}.{name} is not what it was")

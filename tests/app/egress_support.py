@@ -49,7 +49,7 @@ class Upstream(socketserver.ThreadingTCPServer):
         self.plain: list[str] = []
         self.heads: list[str] = []
         self.requests: list[Request] = []
-        self.frames = b""
+        self.frames = bytearray()
         self.may_finish = threading.Event()
         self.ca = _make_certificate(directory, "ca", "DNS:ca.test")
         trusted = _make_certificate(directory, "trusted", "DNS:*.example.test,DNS:*.wild.example.test", signer=self.ca)
@@ -69,7 +69,7 @@ class Upstream(socketserver.ThreadingTCPServer):
     def forget(self) -> None:
         for memory in (self.connects, self.plain, self.heads, self.requests):
             memory.clear()
-        self.frames = b""
+        self.frames = bytearray()
         self.may_finish.clear()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -133,8 +133,11 @@ class _UpstreamHandler(socketserver.BaseRequestHandler):
                 b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
             )
-            self.server.frames = _read_exactly(stream, 11)
+            frames = self.server.frames
+            frames += _read_exactly(stream, 11)
             tls.sendall(b"\x81\x02hi")
+            while data := stream.read(65536):
+                frames += data
         elif "/trailers" in request.line:
             chunks = b"2\r\nok\r\n0\r\nX-Trailer: x\r\n\r\n"
             tls.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
