@@ -113,7 +113,11 @@ class Egress:
 
     def next_layer(self, found: Any) -> None:
         """Called for the first bytes of a connection, and for what comes in it after a CONNECT or in TLS."""
-        found.layer = egress_limits.next_layer(found)
+        try:
+            found.layer = egress_limits.next_layer(found)
+        except Exception as error:  # with none, mitmproxy would decide by itself
+            say(f"closing a connection: {type(error).__name__} while deciding what it speaks")
+            found.layer = egress_limits.Nothing(found.context)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Called for a CONNECT, before anything is sent upstream."""

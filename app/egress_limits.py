@@ -1,8 +1,8 @@
 """What one client can make egress hold in memory, compute or keep open: limits that mitmproxy has no options for.
 
 mitmproxy makes a handler for each connection and stacks layers in it, each a parser that turns bytes into events for
-the next. `install` puts the classes of this file in the place of some of them. They are small changes to the original:
-they say no sooner. `next_layer` decides what a connection may speak, which is HTTP, in TLS or not.
+the next. `install` puts the classes of this file, which derive from mitmproxy's, in the place of some of those.
+`next_layer` decides what a connection may speak, which is HTTP, in TLS or not.
 """
 
 from __future__ import annotations
@@ -364,13 +364,18 @@ class WebSocket(websocket.WebsocketLayer):
             return
 
 
-def next_layer(found: NextLayer) -> Layer | None:
+class Nothing(Layer):
+    """What a connection speaks when that cannot be decided."""
+
+    def _handle_event(self, event: Any) -> Commands:
+        yield commands.CloseConnection(self.context.client)
+
+
+def next_layer(found: NextLayer) -> Layer:
     """What a connection speaks next, as far as its first byte says: TLS or HTTP, and HTTP in TLS."""
     context, data = found.context, found.data_client()
-    if not data:
-        return None
     outermost = isinstance(context.layers[-1], (modes.HttpProxy, modes.HttpUpstreamProxy))
-    if data[0] == 0x16 and not isinstance(context.layers[-1], ClientTLS):
+    if data[:1] == b"\x16" and not isinstance(context.layers[-1], ClientTLS):
         if not outermost:
             # The server's side first: it is the outer layer, and opens when the client's asks for it.
             server = layers.ServerTLSLayer(context)

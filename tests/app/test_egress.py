@@ -583,6 +583,15 @@ class BrokenTests(EgressTestCase):
         self.assertEqual(503, egress.get("api.example.test")[0])
         self.assertEqual([], self.upstream.connects)
 
+    def test_exception_while_the_protocol_is_decided_closes_the_connection(self) -> None:
+        egress = self.new_egress("default: allow")
+        egress.patch("egress_limits.next_layer = lambda found: 1 / 0")
+        egress.start()
+        with egress.connect() as connection:
+            connection.sendall(b"GET http://x.test/ HTTP/1.1\r\nHost: x.test\r\n\r\n")
+            self.assertEqual(b"", connection.recv(4096))
+        self.assert_nothing_arrived()
+
     def test_addon_that_cannot_be_loaded_ends_the_start(self) -> None:
         codes = ("raise RuntimeError('broken')", "Egress.load = lambda self, loader: 1 / 0")
         broken = [(code, self.new_egress()) for code in codes]
