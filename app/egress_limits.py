@@ -35,7 +35,8 @@ START_SECONDS = 30  # for a TLS handshake, and for a head, from its first byte t
 
 SILENT_SECONDS = 10.0  # between two lines about refused connections
 
-CLIENTS, CLIENTS_PER_PEER, SERVERS = 1000, 500, 2000  # connections; fewer if descriptors are short
+# Connections of clients; each may have two to servers on average. Fewer if descriptors are short.
+CLIENTS, CLIENTS_PER_PEER = 1000, 500
 SPARE_DESCRIPTORS = 164  # mitmproxy's own, and those of one accept loop, which takes up to 100 before it looks
 
 Commands = Generator[commands.Command, Any, Any]
@@ -46,7 +47,7 @@ class Slots:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = CLIENTS + SERVERS + SPARE_DESCRIPTORS
+        wanted = 3 * CLIENTS + SPARE_DESCRIPTORS
         if soft < wanted:
             soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
