@@ -89,11 +89,11 @@ class _UpstreamHandler(socketserver.BaseRequestHandler):
                 end = b"" if kept else b"Connection: close\r\n"
                 self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n" + end + b"\r\nplain")
                 if kept:
-                    self.server.may_finish.wait(20)
+                    self.server.may_finish.wait(60)
             return
         self.server.connects.append(head.split(" ")[1])
         if head.startswith("CONNECT stalled."):
-            self.server.may_finish.wait(20)
+            self.server.may_finish.wait(60)
         self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         start = self.request.recv(1, socket.MSG_PEEK)
         if start == b"\x16":
@@ -126,7 +126,7 @@ class _UpstreamHandler(socketserver.BaseRequestHandler):
             tls.sendall(b"HTTP/1.1 302 Found\r\nLocation: https://other.example.test/\r\nContent-Length: 0\r\n\r\n")
         elif "/slow" in request.line:
             tls.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
-            self.server.may_finish.wait(20)
+            self.server.may_finish.wait(60)
             tls.sendall(b"4\r\nlast\r\n0\r\n\r\n")
         elif "/socket" in request.line:
             tls.sendall(
@@ -197,7 +197,7 @@ class Egress:
 
     def start(self, **environment: str | None) -> Egress:
         self.spawn(**environment)
-        wait_until(self._accepts, 30, "egress accepts connections")
+        wait_until(self._accepts, 60, "egress accepts connections")
         return self
 
     def _accepts(self) -> bool:
@@ -221,9 +221,9 @@ class Egress:
         before = len(self.log())
         self.routes.write_text(routes)
         self.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: expected in self.log()[before:], 10, f"the log says {expected!r}")
+        wait_until(lambda: expected in self.log()[before:], 30, f"the log says {expected!r}")
 
-    def ended(self, seconds: float = 15) -> int:
+    def ended(self, seconds: float = 60) -> int:
         """Wait for the daemon's own end: its exit code."""
         assert self.process is not None
         return self.process.wait(seconds)
@@ -232,7 +232,7 @@ class Egress:
         assert self.process is not None
         self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -247,7 +247,7 @@ class Egress:
     # What a client does.
 
     def connect(self, peer: str = "127.0.0.1") -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), 15, (peer, 0))
+        return socket.create_connection(("127.0.0.1", self.port), 60, (peer, 0))
 
     def tunnel(self, target: str) -> tuple[int, str, socket.socket]:
         """CONNECT to `target`: the status, the text of a refusal, and the connection."""

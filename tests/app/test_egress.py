@@ -380,7 +380,7 @@ class TokenTests(EgressTestCase):
             tls.sendall(head.encode() + b"\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
             self.assertIn(b" 101 ", tls.recv(4096))
             tls.sendall(b"\x81\x85\0\0\0\0hello")
-            wait_until(lambda: self.upstream.frames.startswith(b"\x81\x85"), 10, "the frame arrives")
+            wait_until(lambda: self.upstream.frames.startswith(b"\x81\x85"), 30, "the frame arrives")
             self.assertEqual(b"\x81\x02hi", tls.recv(4096))
         self.assertEqual(["Bearer token-of-the-api"], self.upstream.requests[0].all("authorization"))
 
@@ -397,7 +397,7 @@ class TokenTests(EgressTestCase):
     def test_body_is_passed_on_as_it_comes(self) -> None:
         with self.egress.tls("api.example.test") as tls:
             tls.sendall(b"POST / HTTP/1.1\r\nHost: api.example.test\r\nContent-Length: 4\r\n\r\nab")
-            wait_until(lambda: self.upstream.heads, 10, "the head arrives before the body")
+            wait_until(lambda: self.upstream.heads, 30, "the head arrives before the body")
             tls.sendall(b"cd")
             self.assertEqual((200, "ok"), read_response(tls))
         self.assertEqual(b"abcd", self.upstream.requests[0].body)
@@ -449,7 +449,7 @@ class RoutesFileTests(EgressTestCase):
         egress.routes.unlink()
         assert egress.process is not None
         egress.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "No such file" in egress.log(), 10, "the missing file is told")
+        wait_until(lambda: "No such file" in egress.log(), 30, "the missing file is told")
         self.assertEqual(200, egress.get("api.example.test")[0])
         self.assert_no_token_in(egress.log())
 
@@ -478,12 +478,12 @@ class RoutesFileTests(EgressTestCase):
         egress.routes.write_text(ROUTES)
         process.send_signal(signal.SIGHUP)
         go_on.touch()
-        wait_until(lambda: "loaded 9 route(s)" in egress.log(), 10, "the new file is in force")
+        wait_until(lambda: "loaded 9 route(s)" in egress.log(), 30, "the new file is in force")
 
     def test_hup_before_the_addon_is_there_is_not_lost(self) -> None:
         egress = self.new_egress(ONLY_OPEN)
         process = egress.spawn()
-        wait_until(lambda: _ignores_hup(process.pid), 10, "the entrypoint ignores HUP")
+        wait_until(lambda: _ignores_hup(process.pid), 30, "the entrypoint ignores HUP")
         egress.routes.write_text(ROUTES)
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: "loaded 9 route(s)" in egress.log(), 30, "the new file is in force")
@@ -512,7 +512,7 @@ class LogTests(EgressTestCase):
             lines = [line for line in egress.log().splitlines() if " ms=" in line]
             return [re.sub(r" ms=\d+ ", " ", line) for line in lines]
 
-        wait_until(lambda: len(found()) >= count, 10, f"{count} requests are logged")
+        wait_until(lambda: len(found()) >= count, 30, f"{count} requests are logged")
         return found()
 
     def make_requests(self, egress: Egress) -> None:
@@ -606,7 +606,7 @@ class BrokenTests(EgressTestCase):
         egress = self.new_egress()
         egress.patch("addons = []\ndef running(): print('running', flush=True)")
         process = egress.spawn()
-        wait_until(lambda: "running" in egress.log(), 30, "mitmdump has started")
+        wait_until(lambda: "running" in egress.log(), 60, "mitmdump has started")
         with socket.socket() as probe:
             self.assertNotEqual(0, probe.connect_ex(("127.0.0.1", egress.port)))
         self.assertIsNone(process.poll())

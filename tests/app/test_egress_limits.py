@@ -71,7 +71,7 @@ class LimitTestCase(EgressTestCase):
         return egress.start()
 
     def wait_for_log(self, egress: Egress, text: str) -> None:
-        wait_until(lambda: text in egress.log(), 10, f"the log says {text!r}")
+        wait_until(lambda: text in egress.log(), 30, f"the log says {text!r}")
 
     @contextlib.contextmanager
     def begin_tls(self, egress: Egress, inside: bool) -> Iterator[socket.socket]:
@@ -127,7 +127,7 @@ class HelloTests(LimitTestCase):
         with self.begin_tls(egress, True) as connection:
             connection.sendall(b"\x16\x03\x01\x80\x00\x01\x00\x7f\xfc" + b"\xff" * 0x7FFC)
             self.assertEqual(b"", rest_of(connection))
-        wait_until(lambda: "Cannot parse ClientHello" in egress.log(), 10, "the log tells")
+        wait_until(lambda: "Cannot parse ClientHello" in egress.log(), 30, "the log tells")
         self.assertLess(len(egress.log()), 1000)
 
     def test_slow_start_is_ended(self) -> None:
@@ -244,7 +244,7 @@ class MemoryTests(LimitTestCase):
         with egress.tls("stalled.example.test") as tls:
             tls.sendall(b"POST / HTTP/1.1\r\nHost: stalled.example.test\r\nContent-Length: 3000000\r\n\r\n")
             tls.sendall(body[:200_000])
-            wait_until(lambda: self.upstream.connects, 10, "egress asks for a tunnel")
+            wait_until(lambda: self.upstream.connects, 30, "egress asks for a tunnel")
             tls.sendall(body[200_000:400_000])
             self.upstream.may_finish.set()
             tls.sendall(body[400_000:])
@@ -256,7 +256,7 @@ class MemoryTests(LimitTestCase):
             egress = self.patched(code)
             with self.subTest(code), egress.tls("api.example.test") as tls:
                 tls.sendall(b"GET /slow HTTP/1.1\r\nHost: api.example.test\r\n\r\n")
-                wait_until(lambda: self.upstream.heads, 10, "the request arrives")
+                wait_until(lambda: self.upstream.heads, 30, "the request arrives")
                 before = egress.peak()
                 sent = send_until_closed(tls, self.BODY, 60)
                 if most:
@@ -338,7 +338,7 @@ class MessageTests(LimitTestCase):
             for start in range(0, len(data), 1001):
                 tls.sendall(data[start : start + 1001])
             wait_until(
-                lambda: len(_unmasked(bytes(self.upstream.frames))[0]) >= len(payload) + 13, 10, "all of it arrives"
+                lambda: len(_unmasked(bytes(self.upstream.frames))[0]) >= len(payload) + 13, 30, "all of it arrives"
             )
         message, opcodes = _unmasked(bytes(self.upstream.frames))
         self.assertEqual(payload + b"second, third", message)
@@ -363,14 +363,14 @@ class ConnectionTests(LimitTestCase):
                 with egress.connect(peer) as connection:
                     return b" 200 " not in rest_of(connection)
 
-            wait_until(lambda: admitted("127.0.0.1"), 10, "the probe's connection has ended")
-            wait_until(lambda: admitted("127.0.0.1"), 10, "the probe's connection has ended")
+            wait_until(lambda: admitted("127.0.0.1"), 30, "the probe's connection has ended")
+            wait_until(lambda: admitted("127.0.0.1"), 30, "the probe's connection has ended")
             self.assertTrue(refused("127.0.0.1"))
             self.assertTrue(admitted("127.0.0.2"))
             self.assertTrue(refused("127.0.0.3"))
         self.assertIn("egress: refusing connections: 127.0.0.1 has 2, all have 2\n", egress.log())
         with egress.connect() as connection:
-            wait_until(lambda: egress.get("api.example.test")[0] == 200, 10, "connections are free again")
+            wait_until(lambda: egress.get("api.example.test")[0] == 200, 30, "connections are free again")
             connection.close()
 
     def test_connections_to_servers_are_limited(self) -> None:
@@ -381,7 +381,7 @@ class ConnectionTests(LimitTestCase):
             connection.sendall(head.encode())
             return read_response(connection)[0]
 
-        admitted = wait_until(lambda: _admitted(egress), 10, "the probe's connection has ended")
+        admitted = wait_until(lambda: _admitted(egress), 30, "the probe's connection has ended")
         with admitted or egress.connect() as connection:
             self.assertEqual(([200, 200], 502), ([get("a"), get("b")], get("c")))
         self.upstream.may_finish.set()
@@ -408,17 +408,17 @@ class ConnectionTests(LimitTestCase):
             assert egress.process is not None
             egress.process.send_signal(signal.SIGHUP)
             pattern = ("loaded 1 route", "cannot load")
-            wait_until(lambda: any(text in egress.log()[before:] for text in pattern), 10, "the reload is told")
+            wait_until(lambda: any(text in egress.log()[before:] for text in pattern), 30, "the reload is told")
             told = egress.log()[before:]
         return egress, told
 
     def test_route_can_be_revoked_while_connections_are_exhausted(self) -> None:
         egress, told = self.revoke("")
         self.assertIn("egress: loaded 1 route(s)", told)
-        wait_until(lambda: _status(egress) == 403, 10, "connections are free again")
+        wait_until(lambda: _status(egress) == 403, 30, "connections are free again")
         control, told = self.revoke(self.EXHAUSTING)
         self.assertIn("Too many open files", told)
-        wait_until(lambda: _status(control) == 200, 10, "the revoked token is still given out")
+        wait_until(lambda: _status(control) == 200, 30, "the revoked token is still given out")
 
     def test_reload_that_fails_is_tried_again_without_another_hup(self) -> None:
         egress = self.patched("RETRY_SECONDS = 0.05")
@@ -426,11 +426,11 @@ class ConnectionTests(LimitTestCase):
         assert egress.process is not None
         egress.process.send_signal(signal.SIGHUP)
         wait_until(
-            lambda: "Permission denied; 9 route(s) stay in force; trying again" in egress.log(), 10, "it is told"
+            lambda: "Permission denied; 9 route(s) stay in force; trying again" in egress.log(), 30, "it is told"
         )
         egress.routes.chmod(0o644)
         egress.routes.write_text(ONLY_OPEN)
-        wait_until(lambda: "loaded 1 route(s)" in egress.log(), 10, "the file is in force")
+        wait_until(lambda: "loaded 1 route(s)" in egress.log(), 30, "the file is in force")
         self.assertEqual(1, egress.log().count("Permission denied"))
 
 
@@ -477,7 +477,7 @@ class ProtocolTests(LimitTestCase):
                 with self.subTest(code=code, port=port), egress.tunnel(f"dns.test:{port}")[2] as connection:
                     connection.sendall(len(self.QUERY).to_bytes(2, "big") + self.QUERY)
                     if code:
-                        wait_until(lambda: self.upstream.plain, 10, "raw bytes arrive")
+                        wait_until(lambda: self.upstream.plain, 30, "raw bytes arrive")
                     else:
                         connection.shutdown(socket.SHUT_WR)
                         rest_of(connection)
@@ -498,7 +498,7 @@ class ProtocolTests(LimitTestCase):
         control = self.patched("del egress_limits.Server.read_body")
         with control.tls("api.example.test") as tls:
             tls.sendall(POST + body)
-            wait_until(lambda: "crashed" in control.log(), 10, "mitmproxy tells of its exception")
+            wait_until(lambda: "crashed" in control.log(), 30, "mitmproxy tells of its exception")
 
     def test_trailers_of_a_response_are_dropped(self) -> None:
         egress = self.patched("")
