@@ -152,7 +152,7 @@ class HelloTests(LimitTestCase):
                 self.assertEqual(answer, kept.recv(1))
 
     def test_start_in_time_leaves_no_deadline_behind(self) -> None:
-        egress = self.patched("egress_limits.START_SECONDS = 2")
+        egress = self.patched("egress_limits.START_SECONDS = 5")
         with egress.tls("api.example.test") as tls:
             tls.sendall(b"GET /slow HTTP/1.1\r\n")
             tls.sendall(b"Host: api.example.test\r\n\r\n")
@@ -229,7 +229,7 @@ class MemoryTests(LimitTestCase):
             self.upstream.may_finish.clear()
             with self.subTest(code), egress.tls("stalled.example.test") as tls:
                 tls.sendall(b"POST / HTTP/1.1\r\nHost: stalled.example.test\r\nContent-Length: 80000000\r\n\r\n")
-                tls.settimeout(2)  # for each piece; with the limit one of the first is not taken at all
+                tls.settimeout(5)  # for each piece; with the limit one of the first is not taken at all
                 send_until_closed(tls, self.BODY, 80)
                 grown = egress.peak() - before
                 if least:
