@@ -336,6 +336,29 @@ class TokenTests(EgressTestCase):
                 self.assertIn(self.egress.plainly(f"CONNECT {target} HTTP/1.1\r\nHost: {target}")[0], (400, 403))
         self.assertEqual([], self.upstream.connects)
 
+    def test_tls_to_egress_itself_does_not_stand_for_tls_to_the_server(self) -> None:
+        get = "GET {} HTTP/1.1\r\nHost: api.example.test\r\n\r\n"
+        connect = "CONNECT api.example.test:443 HTTP/1.1\r\nHost: api.example.test\r\n\r\n"
+        for name, first, request in (
+            ("api.example.test", "", get.format("http://api.example.test/")),
+            ("api.example.test", "", get.format("http://api.example.test:443/")),
+            ("open.example.test", "", get.format("/")),
+            ("open.example.test", "", get.format("https://api.example.test/")),
+            ("api.example.test", connect, get.format("/")),
+        ):
+            context = ssl.create_default_context(cafile=self.egress.conf / "mitmproxy-ca-cert.pem")
+            with (
+                self.subTest(name=name, request=request),
+                context.wrap_socket(self.egress.connect(), server_hostname=name) as tls,
+            ):
+                if first:
+                    tls.sendall(first.encode())
+                    self.assertIn(b" 200 ", tls.recv(4096))
+                tls.sendall(request.encode())
+                self.assertEqual(403, read_response(tls)[0])
+        self.assert_nothing_arrived()
+        self.assertEqual([], self.upstream.connects)
+
     def test_tls_in_tls_goes_nowhere(self) -> None:
         context, hello = ssl.create_default_context(), ssl.MemoryBIO()
         with contextlib.suppress(ssl.SSLWantReadError):
