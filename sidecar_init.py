@@ -1,187 +1,1878 @@
 #!/usr/bin/env python3
-"""sidecar-init: PID 1 of a container that holds several daemons.
+"""sidecar-init: PID 1 of a container that runs several daemons.
 
-It starts them, keeps them running, relays signals, carries their output to the container's log, keeps each
-one's secrets from the others, and ends cleanly. One file, standard library only, one thread, one loop:
+It starts and restarts them, relays signals, merges their output into the container's log, keeps each daemon's
+secrets from the others, and shuts everything down cleanly. One file, standard library only, one thread, one loop:
 
     while not self.tick(self._time_to_next_deadline()):    # sleeps in poll until something happens
         pass
 
-    tick: output that daemons wrote goes out as whole lines, `[name] ` before each
-          children that ended are reaped; a daemon's death moves its state machine
-          signals that were recorded are acted on
-          deadlines that have passed are acted on: start, look at a port, kill
-          what is to be written is written, as far as it goes without waiting
+In one turn of the loop whole lines go from the daemons' pipes to the log, children that exited are reaped, recorded
+signals are acted on, daemons whose deadline has passed move on, and the status is written if it changed. Each daemon
+is a generator: `_Daemon._whole_story` reads from its first start to its last stop, and waits at every `yield`.
 
-Signals to PID 1 (a handler only records; the loop acts):
+The core comes first: tunables, table and rules, supervisor, daemon, log, launcher, signals, state. It ends at the line
+"end of the core". What its objects need of the kernel, the table file and the commands follow.
 
-    TERM, INT   shutdown: TERM to every daemon's group, KILL after 8 s, exit as soon as all are gone
-    HUP         forwarded to egress, which reloads its routes
-    USR1        pipelock is restarted in place, after its check
-    USR2        status.json is written anew: the health check's heartbeat
-    CHLD        reap
+Signals to PID 1:
 
-Exit codes: the worst of the daemons that failed by themselves and were not brought back, as a shell tells it
-(n, 128 + signal, 127 not found, 126 not executable); if none did, the worst of those ended by the shutdown
-(0, 143 died of TERM, 137 had to be killed). 2: wrong usage or table file. Commands: 0, or 1 and the reason.
+    TERM, INT   shut down; an INT during a shutdown kills at once
+    HUP, USR1   what [signals] in the table says: forward it to a daemon, or restart one in place
+    USR2        write status.json (the heartbeat that `health` asks for)
+    34+n        restart the daemon in row n of the table, counting from 0
+
+Exit status: that of the essential daemon that ended the container; otherwise the worst of the daemons that failed on
+their own and were not restarted, as a shell reports it (n, 128 + signal, 127 not found, 126 not executable); otherwise
+the worst of those that the shutdown stopped. A wrong command line or table: 2. A command that cannot answer: 1.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import resource
-import select
-import stat
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from argparse import Namespace
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from types import FrameType
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TypeAlias, TypeVar
+
+    _T = TypeVar("_T")
+    # A part of a story yields the state it waits in, and receives a stop order if a restart was requested.
+    _Part: TypeAlias = Generator[str, "_StopOrder | None", _T]
+    _Rest: TypeAlias = tuple[str, float]  # the state after an exit, and when it ends
 else:
     import _signal as signal  # the same functions; the enums of `signal` would cost every start 5 ms and 1 MB
 
-__version__ = "1.0.0"
+_HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+_recorded_signals: dict[int, None] = {}  # each once, in order
 
-# -- tunables ----------------------------------------------------------------------------------------------------
 
-_GRACE_SECONDS = 8.0  # from the first request to shut down until KILL; Docker's own patience is 10 s
-_RESTART_GRACE_SECONDS = 5.0  # the same for one daemon's group
-_POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader is gone
-_AFTER_SECONDS = 10.0  # how long a daemon waits for those it comes after
-_CHECK_SECONDS = 10.0  # how long a check may take
+def _record_signal(number: int, _: FrameType | None) -> None:
+    _recorded_signals[number] = None
+
+
+if __name__ == "__main__" and sys.argv[1:2] in ([], ["--table"]):
+    for _handled in _HANDLED_SIGNALS:  # before all else: a signal that PID 1 has no handler for is lost
+        signal.signal(_handled, _record_signal)
+
+import errno, fcntl, os, resource, select, stat, struct, time  # noqa: E401, E402, I001
+
+__version__ = "1.1.0"
+
+# -- tunables ----------------------------------------------------------------------------------------------------------
+
+_GRACE_SECONDS = 8.0  # from the request to shut down until KILL; Docker itself waits 10 s
+_RESTART_GRACE_SECONDS = 5.0
+_GIVE_UP_SECONDS = 2.0  # after KILL; what remains then are zombies whose parent never reaps them
+_POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader has exited
+_AFTER_SECONDS = 10.0
+_CHECK_SECONDS = 10.0
+_READY_SECONDS, _READY_FIRST, _READY_LAST = 5.0, 0.1, 2.0  # one try of a readiness command; between two tries
+_READY_SILENT = 10  # tries whose output is not logged
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
-_STEADY_SECONDS = 60.0  # a life as long as this is no crash
-_CRASH_LOOP_DEATHS = 5
+_STEADY_SECONDS = 60.0  # after this uptime the backoff resets
+_CRASH_LOOP_EXITS = 5
+_TURN_SECONDS = 0.005  # a turn of the loop starts daemons for at most this long; then signals are handled
 
 _READ_SIZE = 65536  # larger reads go through mmap and page faults
-_PIPE_SIZE = 1 << 18  # of stdout, where the kernel allows: takes a whole read with its prefixes at once
+_PIPE_SIZE = 1 << 18  # of stdout, if the kernel allows: a whole read with its prefixes fits
 _LINE_LIMIT = 65536
-_SMALL = 8192  # short lines that wait are put together up to this: else each would cost ten times its bytes
-_LOG_LIMIT = 1 << 20  # what waits for a slow reader, all in all: daemons, last words and own lines share it
-_LOG_LIMIT_DAEMONS = _LOG_LIMIT * 3 // 4  # over this no daemon's pipe is read
-_LOG_LIMIT_LAST_WORDS = _LOG_LIMIT * 15 // 16  # over this not even a dead one's
-_LAST_WORDS_SIZE = 4096
+_LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on write
+_LOG_RESERVE = 1 << 18  # on top of that: for the last lines of exited daemons, and for the supervisor's own
+_LAST_LINES_SIZE = 4096
 _EVENTS_LIMIT = 1 << 20
 _STATE_DIRECTORY = "/run/sidecar-init"
+_FIRST_ROW_SIGNAL = 34  # whatever libc calls it: this is what `docker kill --signal RTMIN` means
 
-
-# -- the daemon table --------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 
 class _DaemonSpec:
     """One row of the daemon table; immutable. `_DaemonSpec(name, argv)` is enough."""
 
-    __slots__ = ("after", "argv", "check", "name", "port", "restart", "user")
-
     def __init__(
-        self,
-        name: str,
-        argv: Sequence[str],
-        restart: str = "never",
-        user: str | None = None,
-        port: int | None = None,
-        after: Sequence[str] = (),
-        check: Sequence[str] | None = None,
-    ) -> None:
+        self, name: str, argv: Sequence[str], restart: str = "never", user: str | None = None, port: int | None = None,
+        after: Sequence[str] = (), check: Sequence[str] | None = None, *, ready: Sequence[str] | None = None,
+        oneshot: bool = False, essential: bool = False, stop: Mapping[str, Any] | None = None, cwd: str | None = None,
+        env: Mapping[str, str] | None = None, prefix: bool = True,
+    ) -> None:  # fmt: skip
         self.name, self.argv = name, tuple(argv)
         self.restart = restart  # "never", "on-failure" or "always"
         self.user = user  # the account it runs as; None: the supervisor's
-        self.port = port  # ready once something listens here; None: ready once started
-        self.after = tuple(after)  # names to wait for before the first start
-        self.check = tuple(check) if check else None  # must exit 0 before an in-place restart stops the running one
+        self.port = port  # ready when a new socket listens here
+        self.ready = tuple(ready or ())  # ready when this command exits 0
+        self.after = tuple(after)  # names that must have been ready once before the first start
+        self.check = tuple(check or ())  # must exit 0 before a restart stops the running process
+        self.oneshot = oneshot  # runs to completion; ready when it has exited with 0
+        self.essential = essential  # the container ends when this daemon has ended for good
+        how = {"signal": "TERM", "to": "group", "grace": None, **(stop or {})}
+        self.stop_signal: int = getattr(signal, f"SIG{how['signal']}")
+        self.stop_to: str = how["to"]  # "group" or "leader"
+        self.stop_grace: float | None = how["grace"]  # None: _GRACE_SECONDS or _RESTART_GRACE_SECONDS
+        self.cwd, self.env = cwd, dict(env or {})
+        self.prefix = prefix  # False: its lines pass without "[name] "
 
     def __setattr__(self, field: str, value: object) -> None:
         if hasattr(self, field):
             raise AttributeError(f"a daemon's {field} cannot change")
         object.__setattr__(self, field, value)
 
-    def __repr__(self) -> str:
-        return f"_DaemonSpec({self.name!r}, {list(self.argv)!r})"
 
-
+_PIPELOCK, _PIPELOCK_CONFIG = "/usr/local/bin/pipelock", ["--config", "/etc/pipelock.yaml"]
 _DAEMONS: tuple[_DaemonSpec, ...] = (
-    _DaemonSpec("egress", ["/bin/sh", "/app/egress-entrypoint.sh"], "always", user="mitmproxy", port=9099),
-    _DaemonSpec(
-        "pipelock",
-        ["/usr/local/bin/pipelock", "run", "--config", "/etc/pipelock.yaml", "--listen", "0.0.0.0:8888"],
-        "always",
-        port=8888,
-        after=["egress"],
-        check=["/usr/local/bin/pipelock", "check", "--config", "/etc/pipelock.yaml"],
-    ),
-    _DaemonSpec("git-gate", ["/bin/sh", "/git-gate-entrypoint.sh"], "always", port=9418),
-    _DaemonSpec("git-http", ["python3", "/app/git_http_backend.py"], "always", port=9420),
-    _DaemonSpec("supervise", ["python3", "/app/supervise_server.py"], "always", port=9100),
-)
+    _DaemonSpec("egress", ["/bin/sh", "/app/egress-entrypoint.sh"], "always", "mitmproxy", 9099),
+    _DaemonSpec("pipelock", [_PIPELOCK, "run", *_PIPELOCK_CONFIG, "--listen", "0.0.0.0:8888"], "always", None, 8888,
+                after=["egress"], check=[_PIPELOCK, "check", *_PIPELOCK_CONFIG]),
+    _DaemonSpec("git-gate", ["/bin/sh", "/git-gate-entrypoint.sh"], "always", None, 9418),
+    _DaemonSpec("git-http", ["python3", "/app/git_http_backend.py"], "always", None, 9420),
+    _DaemonSpec("supervise", ["python3", "/app/supervise_server.py"], "always", None, 9100),
+)  # fmt: skip
 
-_SECRETS: dict[str, str] = {"EGRESS_TOKEN_": "egress"}  # prefix of the variables: the only daemon that gets them
+_SECRETS: dict[str, tuple[str, ...]] = {"EGRESS_TOKEN_": ("egress",)}  # prefix of variables: the daemons that get them
 
 _SIGNALS: dict[str, tuple[str, str]] = {"HUP": ("forward", "egress"), "USR1": ("restart", "pipelock")}
 
-
-# -- rules -------------------------------------------------------------------------------------------------------
+# -- rules -------------------------------------------------------------------------------------------------------------
 
 
 def _requested_names(env: Mapping[str, str]) -> list[str] | None:
-    """The names that the environment asks for; None: all are meant."""
-    wanted = env.get("BOT_BOTTLE_SIDECAR_DAEMONS", env.get("CLAUDE_BOTTLE_SIDECAR_DAEMONS", ""))
+    """The names that the environment asks for; None: all daemons."""
+    wanted = _setting(env, "DAEMONS")
     return [name for name in map(str.strip, wanted.split(",")) if name] if wanted.strip() else None
 
 
 def _selected_daemons(env: Mapping[str, str], all_daemons: Sequence[_DaemonSpec] | None = None) -> list[_DaemonSpec]:
-    """The rows to run, in table order; unknown names are passed over."""
+    """The rows to run, in table order; unknown names are ignored."""
     names = _requested_names(env)
     return [spec for spec in (_DAEMONS if all_daemons is None else all_daemons) if names is None or spec.name in names]
 
 
-def _unknown_names(env: Mapping[str, str]) -> list[str]:
-    """Names that are asked for and stand in no row; the log and `plan` warn of them."""
-    known = [spec.name for spec in _DAEMONS]
-    return [name for name in _requested_names(env) or () if name not in known]
-
-
-def _exposed_secrets(specs: Sequence[_DaemonSpec]) -> list[str]:
-    """Secrets that are set and cannot be kept: whoever has the owner's account can read the owner's environment."""
-    root = os.geteuid() == 0
-    return [
-        f"cannot keep {prefix}* from {other.name}: it has the same account as {owner.name}; give {owner.name} its own"
-        for prefix, name in _SECRETS.items()
-        if any(key.startswith(prefix) for key in os.environ)
-        for owner in specs
-        for other in specs
-        if owner.name == name != other.name and (not root or other.user == owner.user)
-    ]
-
-
 def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
-    """A fresh environment for `name`: all of `base_env` but the secrets that belong to others."""
-    others = tuple(prefix for prefix, owner in _SECRETS.items() if owner != name)
+    """A fresh environment for `name`: all of `base_env` except the secrets that belong to others."""
+    others = tuple(prefix for prefix, owners in _SECRETS.items() if name not in owners)
     return {key: value for key, value in base_env.items() if not key.startswith(others)}
 
 
-def _find_program(command: str, env: Mapping[str, str]) -> str:
-    """The file that `command` means under the PATH of `env`; raises OSError as exec would."""
-    refused: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command)
-    folders = [""] if "/" in command else env.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(":")
-    for folder in folders:
-        path = os.path.join(folder, command)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-        if os.path.exists(path):
-            refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+# -- the supervisor ----------------------------------------------------------------------------------------------------
+
+
+class _Supervisor:
+    """All daemons and the loop."""
+
+    def __init__(
+        self, specs: Sequence[_DaemonSpec], *, clock: Callable[[], float] = time.monotonic, log: _Log | None = None,
+        state: _State | None = None, inbox: _Inbox | None = None,
+    ) -> None:  # fmt: skip
+        self.specs = list(specs)
+        self._clock, self._inbox = clock, inbox
+        self._log = log or _Log(1, _Secrets(os.environb, _SECRETS))
+        self._state = state or _State("", self._log)
+        self._launcher = _Launcher(self._log, self._state, clock)
+        self._pipes = _Watch()
+        self._daemons = [_Daemon(spec, clock, self._launcher, self._log, self._state, self._pipes) for spec in specs]
+        self._by_name = {daemon.spec.name: daemon for daemon in self._daemons}
+        self._shutdown: _StopOrder | None = None
+        self._fatal_status: int | None = None  # of the essential daemon that ended the container
+        self._due: dict[_Daemon, None] = {}  # those that have yet to look, in order
+        self._heartbeats, self._status_at = 0, 0.0
+
+    @property
+    def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
+        """One entry per daemon, in table order: its current process, or its last; pid 0 if there never was one."""
+        return [(one.spec, one.process or _Process(0, one.history.outcome[-1] or None)) for one in self._daemons]
+
+    @property
+    def shutdown_at(self) -> float | None:
+        """The time of the first request to shut down."""
+        return self._shutdown.at if self._shutdown else None
+
+    def start_all(self) -> None:
+        """Start the daemons that need not wait for others; returns when they are executed, or after 1 s."""
+        self._begin()
+        deadline = time.monotonic() + 1
+        while any(one.is_about_to_run for one in self._daemons) and time.monotonic() < deadline:
+            self._meet_deadlines()
+            self._sleep(min(self._time_to_next_deadline(), _POLL_INTERVAL))
+            self._launcher.reports.take_turns()
+        self._log.flush()
+
+    def tick(self, timeout: float = 0.0) -> bool:
+        """One turn of the loop; sleeps for `timeout` at most. True when nothing more can happen."""
+        readable = self._sleep(timeout)
+        self._launcher.reports.take_turns()
+        self._pipes.take_turns(self._log.has_room)
+        self._log.flush()
+        signals = self._inbox.take(readable) if self._inbox else []
+        if signal.SIGCHLD in signals or not self._inbox:
+            self._reap()
+        for number in signals:
+            try:
+                self._handle_signal(number)
+            except Exception as error:  # the others must not be lost
+                _complain(self._log, error)
+        is_behind = self._meet_deadlines()
+        self._log.flush()
+        if self._state.is_stale:
+            self._end_if_essential()
+            if not is_behind or self._clock() >= self._status_at + 2 * _POLL_INTERVAL:
+                self._write_status()
+        return self._is_done()
+
+    def request_shutdown(self, reason: str) -> None:
+        """Send every daemon its stop signal at once; `tick` does the rest. A second request changes nothing."""
+        if self._shutdown:
+            return
+        try:
+            self._reap()  # what exited before the request has failed on its own, even if no turn has noticed it yet
+        finally:
+            self._shutdown = _StopOrder(self._clock())
+            for daemon in self._daemons:
+                daemon.shut_down(self._shutdown)
+        self._log.say(f"shutting down: {reason}")
+        self._state.record("shutdown", None, os.getpid(), reason=reason)
+
+    def forward_signal(self, sig: int, name: str) -> bool:
+        """Signal the daemon's own process. True if a live child was signalled."""
+        daemon, what = self._by_name.get(name), _signal_name(sig)
+        problem = self._why_not(name) or (daemon.forward(sig) if daemon else "")
+        self._log.say(f"{what} for {name} dropped: {problem}" if problem else f"{what} delivered to {name}")
+        pid = daemon.process.pid if daemon and daemon.process and not problem else None
+        self._state.record("signal", name, pid, signal=what, forwarded=not problem, reason=problem or None)
+        return not problem
+
+    def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
+        """Restart in place and wait for the exec. False: unknown name, shutting down, or refused by check or start."""
+        if not self._restart(name, grace):
+            return False
+        history = self._by_name[name].history
+        while history.answered < history.asked and not self._shutdown:
+            self.tick(min(self._time_to_next_deadline(), _POLL_INTERVAL))
+        return history.answered == history.asked and not history.is_refused
+
+    def exit_code(self) -> int:
+        worst = max((daemon.history.outcome for daemon in self._daemons), default=(0, 0, 0))
+        return worst[-1] if self._fatal_status is None else self._fatal_status
+
+    def run(self) -> int:
+        """Called once by the program: start everything; return the exit code when all of it has exited."""
+        self._launcher.guard()
+        self._sleep(0)  # if poll is denied, that must show before the first child
+        if self._launcher.oom.kills_all:
+            self._log.say(
+                "memory.oom.group is set: if a daemon runs out of memory, the kernel kills the whole container"
+            )
+        self._begin()
+        is_done = False
+        while not is_done:
+            try:
+                is_done = self.tick(self._time_to_next_deadline())
+            except Exception as error:  # PID 1 goes on: an unexpected error costs a line and a pause
+                _complain(self._log, error)
+                time.sleep(0.1)
+        now = self._clock()
+        deadline = max((self.shutdown_at or now) + _GRACE_SECONDS, now + 5 * _POLL_INTERVAL)
+        for daemon in self._daemons:  # log what did not fit before, and what remaining processes have written
+            self._log.wait(deadline)
+            daemon.output.drain(is_last=True)
+        self._log.say(f"exiting with status {self.exit_code()}")
+        self._write_status("stopped")
+        self._log.close(deadline)
+        return self.exit_code()
+
+    def _begin(self) -> None:
+        for daemon in self._daemons:
+            daemon.begin([self._by_name[name] for name in daemon.spec.after if name in self._by_name])
+
+    def _sleep(self, timeout: float) -> list[int]:
+        """Sleep until a descriptor can be used or a signal comes; return those that can be used."""
+        poll = select.poll()
+        poll.register(self._launcher.reports.fd, select.POLLIN)
+        for fd, what in self._inbox.wanted if self._inbox else ():
+            poll.register(fd, what)
+        if self._log.has_room():
+            poll.register(self._pipes.fd, select.POLLIN)
+        if self._log.is_stalled:
+            poll.register(self._log.fd, select.POLLOUT)
+        milliseconds = None if timeout == _NEVER else min(timeout, 3600) * 1000
+        # A signal that interrupts poll at its timeout makes it return nothing: a second look finds what came with it.
+        return [fd for fd, _ in poll.poll(milliseconds) or poll.poll(0)]
+
+    def _reap(self) -> None:
+        """Reap exited children, at most a thousand a turn, so that signals are not delayed."""
+        for _ in range(1000):
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._launcher.reaped(pid, status)
+            self._log.flush()
+            self._state.has_news = True  # an orphan may have been the last of a group that is waited for
+        signal.raise_signal(signal.SIGCHLD)  # there may be more: the next turn goes on
+
+    def _handle_signal(self, number: int) -> None:
+        action, target = _SIGNALS.get(_signal_name(number)[3:], ("", ""))
+        if 0 <= (row := number - _FIRST_ROW_SIGNAL) < len(_DAEMONS):
+            action, target = "restart", _DAEMONS[row].name
+        if number == signal.SIGINT and self._shutdown:
+            self._shutdown.at_once = True
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            self.request_shutdown(_signal_name(number))
+        elif number == signal.SIGUSR2:
+            self._heartbeats += 1
+            self._state.touch()
+        elif action == "forward":
+            self.forward_signal(number, target)
+        elif action == "restart":
+            self._restart(target)
+
+    def _restart(self, name: str, grace: float | None = None) -> bool:
+        problem = self._why_not(name)
+        if problem:
+            self._log.say(f"cannot restart {name}: {problem}")
+        else:
+            self._by_name[name].restart(grace)
+        return not problem
+
+    def _why_not(self, name: str) -> str:
+        """Why this daemon cannot take a request; empty if it can."""
+        if self._shutdown:
+            return "the supervisor is shutting down"
+        return "" if name in self._by_name else "it is not selected"
+
+    def _time_to_next_deadline(self) -> float:
+        deadline = min((daemon.deadline for daemon in self._daemons), default=_NEVER)
+        wait = 0.0 if self._state.has_news or self._due else max(0.0, deadline - self._clock())
+        return wait if self._inbox else min(wait, _POLL_INTERVAL)  # without an inbox, no exit wakes the loop
+
+    def _meet_deadlines(self) -> bool:
+        """Advance the daemons whose deadline has passed or whose condition may be met. True if some are left."""
+        now, news = self._clock(), self._state.has_news
+        self._state.has_news = False
+        if any(daemon.state == _STOPPING and now >= daemon.deadline for daemon in self._daemons):
+            self._reap()  # what exited in time is not killed, even if its SIGCHLD comes after the deadline
+        waiting = (_WAITING, _STOPPING) if news or self._shutdown else ()
+        self._due |= {one: None for one in self._daemons if now >= one.deadline or one.state in waiting}
+        for daemon in list(self._due):
+            del self._due[daemon]
+            daemon.advance()
+            if self._clock() > now + _TURN_SECONDS:  # the others have their turn when signals have had theirs
+                break
+        self._launcher.ports.forget()
+        return bool(self._due)
+
+    def _is_done(self) -> bool:
+        """True if nothing more can happen: the remaining daemons wait for a oneshot that failed."""
+        if self._state.has_news or self._due:
+            return all(one.state in _ENDED for one in self._daemons)
+        return all(one.state in _ENDED or (one.state, one.deadline) == (_WAITING, _NEVER) for one in self._daemons)
+
+    def _end_if_essential(self) -> None:
+        for daemon in self._daemons:
+            if daemon.spec.essential and not self._shutdown and (why := daemon.problem):
+                self._fatal_status = daemon.history.outcome[-1] or int(daemon.history.is_crash_looping)
+                self.request_shutdown(f"{daemon.spec.name} is essential and {why}")
+
+    def _write_status(self, state: str = "") -> None:
+        self._status_at = self._clock()
+        about = {
+            "pid": os.getpid(), "start_ticks": self._launcher.start_ticks, "heartbeats": self._heartbeats,
+            "state": state or ("shutting-down" if self._shutdown else "running"),
+            "started_at": self._launcher.started_at, "updated_at": _timestamp(time.time()),
+            "signals": {name: {action: target} for name, (action, target) in _SIGNALS.items()},
+        }  # fmt: skip
+        self._state.write(about, {daemon.spec.name: daemon.describe for daemon in self._daemons})
+
+
+# -- one daemon --------------------------------------------------------------------------------------------------------
+
+_WAITING, _STARTING, _RUNNING, _CHECKING, _STOPPING = "waiting", "starting", "running", "checking", "stopping"
+_BACKOFF, _EXITED, _FAILED, _STOPPED = "backoff", "exited", "failed", "stopped"
+_LIVE = (_STARTING, _RUNNING, _CHECKING)
+_ENDED = (_EXITED, _FAILED, _STOPPED)
+_NEVER = float("inf")
+
+
+class _StopOrder(Exception):
+    """A request to stop, and how long that may take. A shutdown throws it into every story; a restart sends it."""
+
+    def __init__(self, at: float, grace: float | None = None) -> None:
+        self.at, self.grace, self.at_once = at, grace, False
+
+    def kill_at(self, spec: _DaemonSpec) -> float:
+        """Not computed once: tests change _GRACE_SECONDS, and a second INT means now."""
+        usual = _GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace
+        return self.at if self.at_once else self.at + (usual if self.grace is None else self.grace)
+
+
+class _Daemon:
+    """One daemon: its state, its process, its story. `_enter` is the only writer of state and deadline.
+
+    A story is not told what happened. After each wait it checks its process, the clock, and whether a restart was
+    requested (what `yield` returns); so it cannot miss an event, or get one in a state that cannot take it.
+    """
+
+    def __init__(
+        self, spec: _DaemonSpec, clock: Callable[[], float], launcher: _Launcher, log: _Log, state: _State,
+        pipes: _Watch,
+    ) -> None:  # fmt: skip
+        self.spec, self._clock, self._launcher, self._log = spec, clock, launcher, log
+        self.state, self.deadline = _WAITING, _NEVER
+        self.process: _Process | None = None
+        self.output = _Output(spec, log, pipes)  # one pipe for all its processes: it never ends
+        self.history = _History(spec, log, state)
+        self._shutdown: _StopOrder | None = None
+        self._story = self._whole_story([], 0.0)
+
+    def begin(self, after: list[_Daemon], pause: float = 0.0) -> None:
+        self._story = self._whole_story(after, self._clock() + pause)
+        next(self._story)
+
+    def advance(self, restart: _StopOrder | None = None) -> None:
+        """Resume its story, so that it checks what has changed."""
+        self._move(lambda: self._story.send(restart))
+
+    def restart(self, grace: float | None = None) -> None:
+        """Request a restart; `history.answered` and `history.is_refused` tell the result."""
+        self.history.ask()
+        self.advance(self._restart_order(grace))
+
+    def shut_down(self, order: _StopOrder) -> None:
+        self._shutdown = order
+        if self.state not in _ENDED:
+            self._move(lambda: self._story.throw(order))
+
+    def forward(self, number: int) -> str:
+        """Signal its own process. Returns the reason why that is not possible; empty if it was delivered."""
+        self.history.ask()
+        is_up = self.state in _LIVE and self.process and self.process.is_executed and self.process.poll() is None
+        problem = self.process.try_signal(number) if is_up and self.process else "it is not running"
+        what = f"{_signal_name(number)} delivered to {self.spec.name}"
+        self.history.answer(f"cannot signal {self.spec.name}: {problem}" if problem else what, is_refused=problem > "")
+        return problem
+
+    def run(self, argv: Sequence[str], output: _Output) -> _Process:
+        """Start a command with all that the daemon has: the daemon itself, its check, its readiness command."""
+        return self._launcher.start(self.spec, argv, output, self)
+
+    def _move(self, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except StopIteration:
+            if self.state != _STOPPED:  # the story ended early: another error hit it while it began again
+                self._begin_again()
+        except Exception as error:
+            _complain(self._log, error)
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Start over after an internal error: with the running process, or with a new one."""
+        self.history.answer(f"cannot restart {self.spec.name}: internal error", is_refused=True)
+        self.begin([], pause=0.1)
+        if self._shutdown:
+            try:
+                self._story.throw(self._shutdown)
+            except StopIteration:
+                pass
+            except Exception as error:  # the other daemons must get the order, too
+                _complain(self._log, error)
+
+    def _whole_story(self, after: list[_Daemon], begin_at: float) -> _Part[None]:
+        try:
+            is_asked = yield from self._wait_for(after, begin_at)
+            while True:
+                is_asked = yield from self._live(is_asked)
+        except _StopOrder as order:
+            if self.process and not self.process.is_gone:
+                yield from self._stop(self.process, order)
+                if not self.history.outcome[0]:
+                    status = _shell_status(self.process.returncode or 0)
+                    self.history.outcome = (0, int(status == 137), status)
+        self._enter(_STOPPED)
+        self.history.record("stopped")
+
+    def _live(self, is_asked: bool) -> _Part[bool]:
+        """One process, from its start to the rest after its exit. True if the next start was requested."""
+        if (self.process is None or self.process.is_gone) and (rest := (yield from self._start(is_asked))):
+            return (yield from self._rest(*rest))
+        assert self.process
+        rest, order = yield from self._serve(self.process)
+        is_asked = yield from self._stop(self.process, order or self._restart_order(), is_asked=order is not None)
+        return is_asked or (yield from self._rest(*rest))
+
+    def _wait_for(self, others: list[_Daemon], begin_at: float) -> _Part[bool]:
+        """Wait until all others have been ready once: for 10 s, or without a limit if a oneshot is among them."""
+        order, give_up_at = (yield self._enter(_WAITING, begin_at)), _NEVER
+        while not order and self._clock() < begin_at:
+            order = yield self._enter(_WAITING, begin_at)
+        while missing := [other for other in others if other.can_become_ready]:
+            names = ", ".join(other.spec.name for other in missing)
+            is_patient = any(other.spec.oneshot for other in missing)
+            failed = [f"; {one.spec.name} {one.problem}" for one in missing if one.spec.oneshot and one.problem]
+            self.history.explain("".join([f"waits for {names}", *failed]))
+            if order and not is_patient:
+                break
+            if order:
+                self.history.refuse(f"it {self.history.reason}")
+            if is_patient or any(other.state == _WAITING for other in missing):
+                give_up_at = _NEVER
+            else:
+                give_up_at = min(give_up_at, self._clock() + _AFTER_SECONDS)
+            if self._clock() >= give_up_at:
+                self._log.say(f"{names} is not ready after {_AFTER_SECONDS:g} s; starting {self.spec.name} anyway")
+                break
+            order = yield self._enter(_WAITING, give_up_at)
+        return order is not None
+
+    def _start(self, is_asked: bool) -> _Part[_Rest | None]:
+        """Fork, and wait for the exec. Returns None if it succeeded, else the rest before the next try."""
+        before = self.process
+        try:
+            process = self.process = self.run(self.spec.argv, self.output)
+            give_up_at = self._clock() + _CHECK_SECONDS
+            while not process.is_executed:
+                if self._clock() >= give_up_at:  # another process of the same user may have suspended it
+                    process.kill()
+                    raise _CannotStart(f"execute {self.spec.argv[0]}", reason="it took too long", may_pass=True)
+                if process.problem:
+                    raise process.problem
+                yield self._enter(_STARTING, give_up_at)
+        except _CannotStart as problem:
+            self.process = before
+            return self._not_started(problem)
+        self.output.lines.last_lines = b""
+        self.history.started(process, is_asked)
+        return None
+
+    def _not_started(self, problem: _CannotStart) -> _Rest:
+        if problem.status is None:
+            if not self.history.starts:
+                self.output.close()  # descriptors may be what is missing
+            self.history.failed_starts += 1
+            delay = _backoff(self.history.failed_starts)
+            self.history.not_started(problem, f"trying again in {delay:.1f} s")
+            return _BACKOFF, self._clock() + delay
+        self.history.outcome = (1, 0, problem.status)
+        self.history.not_started(problem, "it stays down until a restart is asked for")
+        return _FAILED, _NEVER
+
+    def _serve(self, process: _Process) -> _Part[tuple[_Rest, _StopOrder | None]]:
+        """Watch the process until it exits, or until a restart is due: then returns the order to stop it."""
+        readiness = _Readiness(self.spec, process, self, self._launcher.ports)
+        try:
+            while process.returncode is None:
+                if not process.is_ready and readiness.look(self._clock()):
+                    self.history.became_ready(process, self._uptime(process))
+                elif readiness.complaint:
+                    self.history.explain(readiness.complaint)
+                self.history.end_series(self._uptime(process))
+                steady_at = process.started_at + _STEADY_SECONDS if self.history.exits else _NEVER
+                state = _RUNNING if process.is_ready or self.spec.oneshot else _STARTING
+                order = yield self._enter(state, steady_at if process.is_ready else min(steady_at, readiness.deadline))
+                if order and process.returncode is None:
+                    self.history.accept()
+                    problem = yield from self._check(process)
+                    if not problem:
+                        if process.poll() is not None:
+                            self.history.ended_by_itself(process)
+                            self._tell_exit(process)
+                        order.at = self._clock()  # the grace does not include the check
+                        return (_STARTING, 0.0), order
+                    self.history.refuse(problem)
+        finally:
+            readiness.close()
+        return self._after_exit(process), None
+
+    def _after_exit(self, process: _Process) -> _Rest:
+        """Apply the restart policy to an exit that was not requested."""
+        history, status = self.history, self.history.ended_by_itself(process)
+        self.history.end_series(self._uptime(process))
+        is_done = self.spec.oneshot and status == 0
+        policy = self.spec.restart if self._launcher.may_restart and not is_done else "never"
+        if policy == "never" or (policy == "on-failure" and status == 0):
+            self._tell_exit(process)
+            if is_done:
+                self.history.became_ready(process, self._uptime(process))
+            history.exits = 0
+            return _EXITED, _NEVER
+        history.exits += 1
+        delay = _backoff(history.exits)
+        self._tell_exit(process, delay)
+        if history.exits == _CRASH_LOOP_EXITS:
+            history.say(f"is crash-looping: {history.exits} exits, each within {_STEADY_SECONDS:g} s")
+            history.record("crash-looping", exits=history.exits)
+        return _BACKOFF, self._clock() + delay
+
+    def _check(self, process: _Process) -> _Part[str]:
+        """The reason why the check forbids the restart; empty if it passes, or if `process` has exited meanwhile.
+
+        A request during the check repeats it once: the file that it read may have changed.
+        """
+        problem, repeat = "", bool(self.spec.check)
+        for _ in range(2):
+            if not repeat or process.returncode is not None:
+                break
+            check, output, deadline = None, self.output.sibling(), self._clock() + _CHECK_SECONDS
+            repeat = False
+            try:
+                check = self.run(self.spec.check, output)
+                while check.returncode is None and process.returncode is None and self._clock() < deadline:
+                    repeat |= (yield self._enter(_CHECKING, deadline)) is not None
+                problem = check.verdict("its check", _CHECK_SECONDS, output)
+            except _CannotStart as refusal:
+                problem = str(refusal)
+            finally:
+                if check:
+                    check.kill()
+                output.close()
+        return "" if process.returncode is not None else self._log.redact_text(problem)
+
+    def _stop(self, process: _Process, order: _StopOrder, *, is_asked: bool = False) -> _Part[bool]:
+        """Stop the process group; returns when it is empty. True if a restart was requested."""
+        is_told = process.returncode is not None
+        give_up_at = self._clock() + _GIVE_UP_SECONDS if process.stopped_by == signal.SIGKILL else _NEVER
+        if not process.stopped_by:
+            process.stop(self.spec.stop_signal, "group" if is_told else self.spec.stop_to)
+        while True:
+            if process.returncode is not None and not is_told:
+                is_told = True
+                self._tell_exit(process)
+                if self.spec.stop_to == "leader" and process.stopped_by != signal.SIGKILL:
+                    process.stop(self.spec.stop_signal, "group")  # what it has left behind
+            now, kill_at = self._clock(), order.kill_at(self.spec)
+            if process.returncode is not None and not process.signal_group(0):
+                break
+            if process.is_out_of_reach:
+                self._log.say_once(f"cannot signal {self.spec.name}: the container needs the capability KILL")
+            if now >= give_up_at and (process.returncode is not None or order is self._shutdown):
+                process.is_gone = True
+                process.returncode = -signal.SIGKILL if process.returncode is None else process.returncode
+                break
+            is_too_late = now >= kill_at and process.stopped_by != signal.SIGKILL
+            if is_too_late and (process.returncode is not None or process.poll() is None):
+                late = f"has not stopped after {now - order.at:.1f} s; killing it"
+                self.history.say("is killed at once: a second SIGINT came" if order.at_once else late)
+                self.history.record("killed")
+                process.stop(signal.SIGKILL, "group")
+                give_up_at = now + _GIVE_UP_SECONDS
+            # If the leader has exited, no signal tells us that its group is empty.
+            is_unseen = process.returncode is not None or process.stopped_by == signal.SIGKILL
+            if (yield self._enter(_STOPPING, now + _POLL_INTERVAL if is_unseen else kill_at)) and not is_asked:
+                is_asked = True
+                self.history.accept()
+        return is_asked
+
+    def _rest(self, state: str, until: float) -> _Part[bool]:
+        """Wait before the next start. True if that was requested."""
+        while self._clock() < until:
+            if (yield self._enter(state, until)):
+                self.history.accept()
+                return True
+        return False
+
+    def _enter(self, state: str, deadline: float = _NEVER) -> str:
+        self.deadline = deadline
+        if state != self.state:
+            self.state = state
+            self.history.touch()
+        return state
+
+    def _tell_exit(self, process: _Process, delay: float | None = None) -> None:
+        """Log the exit, after all output of the process that the log has room for."""
+        self.output.drain()
+        self.history.exited(process, self._uptime(process), delay, self.output.lines.last_lines, self._launcher.oom)
+
+    def _restart_order(self, grace: float | None = None) -> _StopOrder:
+        usual = _RESTART_GRACE_SECONDS if self.spec.stop_grace is None else self.spec.stop_grace
+        return _StopOrder(self._clock(), usual if grace is None else grace)
+
+    def _uptime(self, process: _Process) -> float:
+        return self._clock() - process.started_at
+
+    @property
+    def is_about_to_run(self) -> bool:
+        is_next = self.state == _STARTING or (self.state == _WAITING and not self.history.reason)
+        return is_next and not self.history.starts
+
+    @property
+    def can_become_ready(self) -> bool:
+        """Whether others wait for it. A daemon after a oneshot waits even if the oneshot has failed."""
+        return not self.history.was_ready and (self.spec.oneshot or self.state not in _ENDED)
+
+    @property
+    def problem(self) -> str:
+        """Why it is down for good, or crash-looping; empty if it is not."""
+        is_down = self.state in (_EXITED, _FAILED) and not (self.spec.oneshot and not self.history.outcome[-1])
+        return "is crash-looping" if self.history.is_crash_looping else self.history.reason if is_down else ""
+
+    def describe(self) -> dict[str, object]:
+        return self.history.describe(self.state, self.process, self.deadline - self._clock())
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """The container's log: whole lines to stdout, without ever waiting for its reader.
+
+    What cannot be written yet is in `_buffer`. What can never be written because stdout is broken, or because the
+    supervisor has more to say than fits, is dropped and counted.
+    """
+
+    def __init__(self, fd: int, secrets: _Secrets) -> None:
+        self.secrets = secrets
+        self._buffer, self._is_mid_line = bytearray(), False
+        self._lost, self._why_lost = 0, ""  # lines
+        self._said: set[str] = set()
+        self._has_colours = os.isatty(fd) and not os.environ.get("NO_COLOR")
+        self._own_prefix = self.prefix("sidecar-init: ")
+        self.fd, self._write = _open_for_log(fd)
+
+    def prefix(self, text: str) -> bytes:
+        return os.fsencode(f"\033[{32 + sum(map(ord, text)) % 5}m{text}\033[0m" if self._has_colours else text)
+
+    def has_room(self, reserve: int = 0) -> bool:
+        return len(self._buffer) < _LOG_LIMIT + reserve
+
+    @property
+    def is_stalled(self) -> bool:
+        return bool(self._buffer)
+
+    def put(self, text: bytes) -> None:
+        """Append whole lines."""
+        if self._is_mid_line and not self._buffer:  # a line was cut off when the buffer was dropped: end it first
+            self._buffer += b"\n"
+        self._buffer += text
+
+    def say(self, text: str) -> None:
+        """Log a message of the supervisor's own."""
+        if self.has_room(_LOG_RESERVE):
+            line = _one_line(self.redact_text(text)).encode("utf-8", "backslashreplace")
+            self.put(self._own_prefix + line + b"\n")
+        else:
+            self._lost, self._why_lost = self._lost + 1, "the log's reader stalled"
+
+    def say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
+
+    def redact_text(self, text: str) -> str:
+        return self.secrets.redact(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+    def flush(self) -> None:
+        """Write what can be written without waiting."""
+        try:
+            while self._buffer:
+                written = self._write(self.fd, self._buffer)
+                self._is_mid_line = self._buffer[written - 1] != 10
+                del self._buffer[:written]
+                if self._lost and self.has_room():
+                    lost, self._lost = self._lost, 0
+                    self.say(f"{lost} log lines were lost: {self._why_lost}")
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._drop(str(error.strerror))
+
+    def _drop(self, why: str) -> None:
+        self._lost, self._why_lost = self._lost + self._buffer.removeprefix(b"\n").count(b"\n"), why
+        self._buffer.clear()
+
+    def wait(self, deadline: float) -> None:
+        """Wait for the reader until `deadline`; then drop what is left."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        self.flush()
+        while self._buffer and time.monotonic() < deadline:
+            poll.poll(max(0, deadline - time.monotonic()) * 1000)
+            self.flush()
+        if self._buffer:
+            self._drop("the log's reader stalled")
+
+    def close(self, deadline: float) -> None:
+        """Flush for the last time; report lost lines if possible."""
+        self.wait(deadline)
+        if self._lost:
+            self.say(f"{self._lost} log lines were lost: {self._why_lost}")
+            self._lost = 0
+            self.wait(time.monotonic() + _POLL_INTERVAL)
+
+
+# -- the launcher ------------------------------------------------------------------------------------------------------
+
+
+class _Launcher:
+    """Starts commands. What needs a path, a service or ctypes is opened once, before the first child."""
+
+    def __init__(self, log: _Log, state: _State, clock: Callable[[], float]) -> None:
+        self._clock, self._log, self._kernel, self._accounts = clock, log, _Kernel(), _read_accounts()
+        self._environ = {**os.environ, **state.environ}  # decoded once
+        self.may_restart = _setting(self._environ, "RESTART") != "never"
+        self._null, self._proc = _open_null_device(), os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._limits = _raise_descriptor_limit()
+        self._to_reset = [sig for sig in signal.valid_signals() if signal.getsignal(sig) != signal.SIG_DFL]
+        self.oom, self.ports, self.reports = _OomCounter(), _Ports(self._kernel), _Watch()
+        self.children: dict[int, tuple[_Process, _Daemon]] = {}  # those that have not been reaped
+        self.started_at, self.start_ticks = _timestamp(time.time()), _start_ticks(os.getpid())
+
+    def guard(self) -> None:
+        """Make PID 1's memory unreadable to daemons; adopt orphans."""
+        self._kernel.prctl(_PR_SET_DUMPABLE, 0)
+        if os.getpid() != 1:
+            self._kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    def start(self, spec: _DaemonSpec, argv: Sequence[str], output: _Output, owner: _Daemon) -> _Process:
+        """Fork a child that executes the command. `owner` is advanced when that succeeds or fails, and at the exit."""
+        account, step = _account_of(spec, self._accounts, self._log), "list the listening sockets"
+        try:
+            old_sockets = self.ports.sockets(spec.port) if spec.port else frozenset()
+            step = "open a pipe"
+            report, childs_end = os.pipe2(os.O_CLOEXEC)
+            environ = {**_env_for_daemon(spec.name, self._environ), **(account.environ if account else {}), **spec.env}
+            # A signal that came between fork and exec would run PID 1's handlers in the child.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                writer = self._kernel.as_user(account.uid if account else None, output.writer)
+                step = "fork"
+                pid = os.fork()
+                if pid == 0:
+                    self._become(spec, argv, environ, writer, account, childs_end)
+            except OSError:
+                os.close(report)
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                os.close(childs_end)
+        except OSError as error:
+            raise _CannotStart(step, error.errno or 0) from None
+        process = _Process(pid, report=report, started_at=self._clock())
+        process.old_sockets = old_sockets
+        self.children[pid] = process, owner
+        self.reports.add(report, lambda: self._hear(process, owner))
+        return process
+
+    def reaped(self, pid: int, status: int) -> None:
+        process, owner = self.children.pop(pid, (None, None))
+        if process and owner:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self._hear(process, owner)
+
+    def _hear(self, process: _Process, owner: _Daemon) -> None:
+        if process.report >= 0:
+            self.reports.remove(process.report)
+            process.read_report()
+        owner.advance()
+
+    def _become(
+        self, spec: _DaemonSpec, argv: Sequence[str], environ: Mapping[str, str], output: int, account: _Account | None,
+        report: int,
+    ) -> NoReturn:  # fmt: skip
+        """The child's part of `start`: every step works, or the command is not executed.
+
+        It gets its own session, the null device as stdin, `output` as stdout and stderr and no other descriptor,
+        default dispositions, an empty mask, no core dumps, no way to any privilege, and its account.
+        """
+        step = "prepare its process"
+        try:
+            os.setsid()
+            for source, target in ((self._null, 0), (output, 1), (output, 2)):
+                os.dup2(source, target)
+            for number in self._to_reset:
+                signal.signal(number, signal.SIG_DFL)
+            for kind, limits in self._limits.items():
+                resource.setrlimit(kind, limits)
+            _offer_to_oom_killer(self._proc)
+            self._kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+            if os.geteuid() == 0:
+                step = "drop capabilities (the container must have SETPCAP, or none at all)"
+                self._kernel.drop_bounding_set()
+            if account:
+                step = f"become {account.name} (the container must have SETUID and SETGID)"
+                os.setgroups(account.groups)
+                os.setresgid(account.gid, account.gid, account.gid)
+                os.setresuid(account.uid, account.uid, account.uid)
+                self._kernel.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made memory readable
+            step = "drop capabilities"
+            self._kernel.drop_capabilities()
+            if spec.cwd:
+                step = f"change to its working directory {spec.cwd}"
+                os.chdir(spec.cwd)
+            step = f"execute {argv[0]}"
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            _execute(argv, environ)
+        except Exception as error:
+            os.write(report, os.fsencode(f"{getattr(error, 'errno', None) or errno.EINVAL} {step}"))
+        finally:
+            os._exit(127)
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+class _Inbox:
+    """The signals that handlers have recorded. A descriptor wakes poll, which a Python handler alone does not."""
+
+    def __init__(self) -> None:
+        self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.wanted = [(self.fd, select.POLLIN)]
+
+    def open(self, rows: int) -> None:
+        """Called once by the program, before the first child."""
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in (*_HANDLED_SIGNALS, *range(_FIRST_ROW_SIGNAL, min(_FIRST_ROW_SIGNAL + rows, 65))):
+            if number in signal.valid_signals():  # musl keeps 34 for itself
+                signal.signal(number, _record_signal)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.write(self._wake, b"!")  # some may have been recorded before
+        self.wanted += [(fd, 0) for fd in _open_terminal()] if os.getpid() != 1 else []
+
+    def take(self, readable: Sequence[int]) -> list[int]:
+        """The signals since the last time, each once, in order. A terminal that has gone away counts as TERM."""
+        if self.fd in readable:
+            os.read(self.fd, _READ_SIZE)
+        taken = list(_recorded_signals) if self.fd in readable else []
+        for number in taken:  # one that comes again before this is merged with it: nothing has been done for it yet
+            del _recorded_signals[number]
+        if self.wanted[-1][0] not in readable or len(self.wanted) < 2:
+            return taken
+        self.wanted.pop()
+        return [signal.SIGTERM, *taken]  # before the HUP that comes with it, which is then dropped
+
+
+# -- state files and events --------------------------------------------------------------------------------------------
+
+
+class _State:
+    """`status.json` and `events.jsonl`, written at the end of a turn."""
+
+    def __init__(self, directory: str, log: _Log) -> None:
+        self._log, self._directory = log, _open_directory(directory, log)
+        self.is_stale = self.has_news = False  # the files are out of date; a waiting daemon may be able to go on
+        self._events: list[str] = []
+        self._stale: set[str] = set()
+        self._described: dict[str, str] = {}
+        self._is_failing = False
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What tells the daemons where the files are."""
+        names = {"SIDECAR_STATUS_FILE": "status.json", "SIDECAR_EVENTS_FILE": "events.jsonl"}
+        return {key: f"{self._directory.path}/{name}" for key, name in names.items()} if self._directory else {}
+
+    def touch(self, daemon: str | None = None) -> None:
+        """Something visible has changed."""
+        self.has_news = self.is_stale = True
+        if daemon:
+            self._stale.add(daemon)
+
+    def record(self, event: str, daemon: str | None, pid: int | None, **more: object) -> None:
+        """Record an event. Text in `more` that comes from outside has been redacted."""
+        self.touch(daemon)
+        if self._directory:
+            about = {"time": _timestamp(time.time()), "event": event, "daemon": daemon, "pid": pid, **more}
+            self._events.append(_json(about) + "\n")
+
+    def write(self, about: Mapping[str, object], daemons: Mapping[str, Callable[[], object]]) -> None:
+        """Append the events and replace the status; never raises OSError."""
+        self.is_stale = False
+        if not self._directory:
+            return
+        for name, describe in daemons.items():
+            if name in self._stale or name not in self._described:
+                self._described[name] = _json(describe())
+        self._stale.clear()
+        events, self._events = "".join(self._events), []
+        status = _json(about)[:-1] + f', "daemons": [{", ".join(self._described.values())}]}}\n'
+        try:
+            if events:
+                self._directory.append("events.jsonl", events.encode("utf-8", "backslashreplace"), _EVENTS_LIMIT)
+            self._directory.replace("status.json", status.encode("utf-8", "backslashreplace"))
+            self._is_failing = False
+        except OSError as error:
+            if not self._is_failing:
+                self._log.say(f"cannot write to {self._directory.path}: {error.strerror}; the status is out of date")
+            self._is_failing = True
+
+
+# -- end of the core: what its objects need follows --------------------------------------------------------------------
+
+
+class _CannotStart(Exception):
+    """Why a command does not start. `status` is a shell's; None if trying again may help."""
+
+    _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY)
+
+    def __init__(self, step: str, number: int = 0, *, reason: str = "", may_pass: bool = False) -> None:
+        super().__init__(f"cannot {step}: {reason or os.strerror(number)}")
+        not_found = number == errno.ENOENT and step.startswith("execute")
+        self.status = None if may_pass or number in self._PASSING else 127 if not_found else 126
+
+
+class _Process:
+    """A child, as `subprocess.Popen` shows it, and what its daemon must know of this life."""
+
+    def __init__(self, pid: int, returncode: int | None = None, *, report: int = -1, started_at: float = 0.0) -> None:
+        self.pid, self.returncode = pid, returncode
+        self.started_at, self.started_time = started_at, time.time()
+        self.old_sockets: frozenset[int] = frozenset()  # those that listened on its port before it was started
+        self.is_ready = False
+        self.stopped_by = 0  # the last signal that was sent to stop it
+        self.is_out_of_reach = False  # it may not be signalled
+        self.is_gone = False  # its group was seen empty; the ID may belong to another one now
+        self.report = report  # closed by exec; what comes out of it before is the reason why there was none
+        self.problem: _CannotStart | None = None
+        self._pidfd = -1
+        if pid and returncode is None:
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError:
+                pass  # an old kernel, or no descriptor left: its group is signalled by its ID
+
+    def close(self) -> None:
+        for fd in (self._pidfd, self.report):
+            if fd >= 0:
+                os.close(fd)
+        self._pidfd = self.report = -1
+
+    __del__ = close
+
+    @property
+    def is_executed(self) -> bool:
+        return self.report < 0 and self.problem is None
+
+    def read_report(self) -> None:
+        """Called when there is something to read, or the child has exited."""
+        number, _, step = os.read(self.report, 4096).decode("utf-8", "replace").partition(" ")
+        if number:
+            self.problem = _CannotStart(step, int(number) if number.isdecimal() else errno.EINVAL)
+        os.close(self.report)
+        self.report = -1
+
+    def poll(self) -> int | None:
+        """Looks without reaping: the loop still sees the exit."""
+        if self.returncode is None and self.pid:
+            try:
+                end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                end = None
+            if end:
+                self.returncode = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
+        return self.returncode
+
+    def signal(self, number: int) -> None:
+        """Signal the process itself; raises OSError."""
+        if not self._signal_by_pidfd(number, 0) and self.returncode is None:
+            os.kill(self.pid, number)
+
+    def try_signal(self, number: int) -> str:
+        """The reason why that is not possible; empty if it was delivered."""
+        try:
+            self.signal(number)
+        except OSError as error:
+            return str(error.strerror)
+        return ""
+
+    def signal_group(self, number: int) -> bool:
+        """Signal all processes of its group. False if there are none; from then on nothing is signalled."""
+        try:
+            if not self.is_gone and not self._signal_by_pidfd(number, _PIDFD_SIGNAL_PROCESS_GROUP):
+                os.killpg(self.pid, number)
+        except ProcessLookupError:
+            if self.returncode is None:
+                self.signal(number)  # forked a moment ago, it has no group yet
+            else:
+                self.is_gone = True
+                self.close()
+        except PermissionError:
+            self.is_out_of_reach = True
+        return not self.is_gone
+
+    def _signal_by_pidfd(self, number: int, flags: int) -> bool:
+        """False if the kernel cannot do that: before Linux 6.9 for a group, or because a filter forbids it."""
+        try:
+            if self._pidfd >= 0:
+                signal.pidfd_send_signal(self._pidfd, number, None, flags)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
+                raise
+            return False
+        return self._pidfd >= 0
+
+    def stop(self, number: int, to: str) -> None:
+        self.stopped_by = number
+        try:
+            for each in (number, signal.SIGCONT):  # one that is suspended takes its signal when it continues
+                self.signal(each) if to == "leader" else self.signal_group(each)
+        except (PermissionError, ProcessLookupError):
+            pass
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            self.stop(signal.SIGKILL, "group")
+
+    def verdict(self, what: str, limit: float, output: _Output) -> str:
+        """What is wrong with a check or a readiness command, with its last line; nothing if it exited with 0."""
+        if self.problem:
+            raise self.problem
+        output.drain(is_last=True)
+        said = "".join(f" ({line})" for line in output.lines.last_lines.decode("utf-8", "replace").splitlines()[-1:])
+        if self.returncode is None:
+            return f"{what} took longer than {limit:g} s{said}"
+        return f"{what} {_exit_text(self.returncode)}{said}" if self.returncode else ""
+
+
+class _Readiness:
+    """Whether a daemon is ready: its port, its readiness command, or both; without either, once it was executed."""
+
+    def __init__(self, spec: _DaemonSpec, process: _Process, owner: _Daemon, ports: _Ports) -> None:
+        self._spec, self._process, self._owner, self._ports = spec, process, owner, ports
+        self._awaited = {what for what in ("port", "ready", "oneshot") if getattr(spec, what)}
+        self._try: _Process | None = None
+        self._killed: _Process | None = None
+        self._output, self._failures = owner.output, 0
+        self._try_at = 0.0  # the time of the next try, or the end of the one that runs
+        self.deadline, self.complaint = 0.0, ""
+
+    def look(self, now: float) -> bool:
+        self.deadline = _NEVER
+        if "port" in self._awaited:
+            self._look_at_port()
+            self.deadline = now - now % _POLL_INTERVAL + _POLL_INTERVAL  # all daemons look in one turn of the loop
+        if "ready" in self._awaited:
+            self._look_at_command(now)
+            self.deadline = min(self.deadline, self._try_at)
+        return not self._awaited
+
+    def _look_at_port(self) -> None:
+        try:
+            sockets = self._ports.sockets(self._spec.port or 0)
+        except OSError as error:
+            self.complaint = f"is not ready: listening sockets cannot be read: {error.strerror}"
+            return
+        if sockets - self._process.old_sockets:
+            self._awaited.discard("port")
+        elif sockets:
+            self.complaint = f"is not ready: another process holds port {self._spec.port}"
+
+    def _look_at_command(self, now: float) -> None:
+        failure = ""
+        try:
+            if self._try is None and now >= self._try_at:
+                if self._killed and self._killed.returncode is None:  # it hangs in the kernel
+                    self._try_at = now + _READY_LAST
+                    return
+                self._output = self._owner.output.sibling(is_silent=self._failures < _READY_SILENT)
+                self._try, self._try_at = self._owner.run(self._spec.ready, self._output), now + _READY_SECONDS
+            if self._try is None or (self._try.returncode is None and now < self._try_at):
+                return
+            failure = self._try.verdict("its readiness command", _READY_SECONDS, self._output)
+        except _CannotStart as problem:
+            failure = str(problem)
+        self.close()
+        if not failure:
+            self._awaited.discard("ready")
+            return
+        self._failures += 1
+        self._try_at = now + min(_READY_FIRST * 2.0 ** min(self._failures - 1, 16), _READY_LAST)
+        if self._failures >= _READY_SILENT:
+            self.complaint = f"is not ready: {failure}"
+
+    def close(self) -> None:
+        """End the try that runs."""
+        if self._try:
+            self._try.kill()
+            self._killed, self._try = self._try, None
+        if self._output is not self._owner.output:
+            self._output.close()
+
+
+class _History:
+    """What is remembered of a daemon beyond one life; and how people and tools are told of it."""
+
+    def __init__(self, spec: _DaemonSpec, log: _Log, state: _State) -> None:
+        self._spec, self._log, self._state = spec, log, state
+        self._pid: int | None = None
+        self.starts = 0
+        self.exits = self.failed_starts = 0  # in a row
+        self.was_ready = False
+        self.reason = ""  # why it waits, is not ready, or is down
+        self.last_exit: str | None = None
+        self.outcome = (0, 0, 0)  # for the exit status, the greatest counts: failed on its own, was killed, status
+        self.asked = self.answered = 0  # requests to reload it, and how many of them the answer is for
+        self._answer, self.is_refused = "", False
+
+    @property
+    def is_crash_looping(self) -> bool:
+        return self.exits >= _CRASH_LOOP_EXITS
+
+    def touch(self) -> None:
+        self._state.touch(self._spec.name)
+
+    def say(self, text: str) -> None:
+        self._log.say(f"{self._spec.name} {text}")
+
+    def record(self, event: str, **more: object) -> None:
+        self._state.record(event, self._spec.name, self._pid, **more)
+
+    def ended_by_itself(self, process: _Process) -> int:
+        """Returns the status that counts until it is started again."""
+        status = _shell_status(process.returncode or 0)
+        self.outcome = (int(status != 0), 0, status)
+        return status
+
+    def end_series(self, uptime: float) -> None:
+        """A minute of uptime ends a series of exits."""
+        if self.exits and uptime >= _STEADY_SECONDS:
+            self.exits = 0
+            self.touch()
+
+    def explain(self, reason: str) -> None:
+        """Say why it is not up yet, whenever the reason changes."""
+        reason = self._log.redact_text(reason)
+        if reason != self.reason:
+            self.reason = reason
+            self.say(reason)
+            self.touch()
+
+    def accept(self) -> None:
+        """A restart."""
+        self.exits = self.failed_starts = 0
+        self._log.say(f"restarting {self._spec.name}")
+        self.record("restarting")
+
+    def refuse(self, problem: str) -> None:
+        what = f"cannot restart {self._spec.name}: {problem}"
+        self._log.say(f"{what}; nothing was changed")
+        self.record("refused", reason=problem)
+        self.answer(what, is_refused=True)
+
+    def ask(self) -> None:
+        self.asked += 1
+        self.touch()
+
+    def answer(self, text: str, *, is_refused: bool = False) -> None:
+        """To all requests since the last answer."""
+        if self.answered < self.asked:
+            self.answered, self._answer, self.is_refused = self.asked, text, is_refused
+            self.touch()
+
+    def started(self, process: _Process, is_asked: bool) -> None:
+        self._pid = process.pid
+        self.starts += 1
+        self.failed_starts, self.outcome, self.reason = 0, (0, 0, 0), ""
+        event = "restarted" if is_asked and self.starts > 1 else "started"
+        self.say(f"{event} (pid {process.pid})")
+        self.record(event)
+        self.answer(f"{self._spec.name} {event} (pid {process.pid})")
+
+    def not_started(self, problem: _CannotStart, what_next: str) -> None:
+        self.reason = self._log.redact_text(str(problem))
+        what = f"cannot start {self._spec.name}: {self.reason}"
+        self._log.say(f"{what}; {what_next}")
+        self.record("failed" if problem.status else "not-started", reason=self.reason)
+        self.answer(what, is_refused=True)
+
+    def became_ready(self, process: _Process, uptime: float) -> None:
+        process.is_ready = self.was_ready = True
+        self.reason = ""
+        if self._spec.port or self._spec.ready:
+            self.say(f"ready after {uptime:.2f} s")
+        self.record("ready", seconds=round(uptime, 3))
+
+    def exited(
+        self, process: _Process, uptime: float, delay: float | None, last_lines: bytes, counter: _OomCounter
+    ) -> None:
+        code = process.returncode or 0
+        is_killed_by_others = code == -signal.SIGKILL and process.stopped_by != signal.SIGKILL
+        oom = counter.has_counted() if is_killed_by_others else False
+        self.reason = self.last_exit = _exit_text(code) + (" (out of memory)" if oom else "")
+        self.say(f"{self.reason} after {uptime:.1f} s" + ("" if delay is None else f"; restarting in {delay:.1f} s"))
+        self._log.flush()  # people first
+        self.record(
+            "exited", code=code if code >= 0 else None, signal=_signal_name(-code) if code < 0 else None, oom=oom,
+            uptime=round(uptime, 3), restarts=max(self.starts - 1, 0), next_start_in=delay and round(delay, 3),
+            last_lines=last_lines.decode("utf-8", "replace").splitlines()[-5:],
+        )  # fmt: skip
+
+    def describe(self, state: str, process: _Process | None, next_start_in: float) -> dict[str, object]:
+        """The daemon's part of the status."""
+        is_done = self._spec.oneshot and state == _EXITED and not self.outcome[-1]
+        return {
+            "name": self._spec.name, "state": state, "reason": self.reason or None,
+            "ready": bool(process and process.is_ready and (is_done or state in _LIVE)),
+            "pid": process.pid if process and process.returncode is None else None,
+            "port": self._spec.port, "user": self._spec.user, "signal": _row_signal(self._spec.name),
+            "started_at": _timestamp(process.started_time) if process else None,
+            "starts": self.starts, "restarts": max(self.starts - 1, 0), "last_exit": self.last_exit,
+            "crash_looping": self.is_crash_looping,
+            "next_start_at": _timestamp(time.time() + next_start_in) if state == _BACKOFF else None,
+            "asked": self.asked, "answered": self.answered, "answer": self._answer or None, "refused": self.is_refused,
+        }  # fmt: skip
+
+
+# -- pipes, lines and redaction ----------------------------------------------------------------------------------------
+
+
+class _Watch:
+    """Descriptors to read, each with what to call. Its epoll takes them in turns, so that none starves."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._calls: dict[int, Callable[[], object]] = {}
+        self.fd = self._epoll.fileno()
+
+    def add(self, fd: int, call: Callable[[], object]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._calls[fd] = call
+
+    def remove(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._calls[fd]
+
+    def take_turns(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
+        for _ in range(len(self._calls)):
+            # The one that poll returns goes to the end of the queue: ask first whether it may be read.
+            if not may_go_on() or not (ready := self._epoll.poll(0, 1)):
+                return
+            self._calls[ready[0][0]]()
+
+
+class _Output:
+    """A pipe that a daemon writes to, and its way to the log."""
+
+    def __init__(self, spec: _DaemonSpec, log: _Log, pipes: _Watch, *, is_silent: bool = False) -> None:
+        self._spec, self._log, self._pipes, self._is_silent = spec, log, pipes, is_silent
+        self._ends: tuple[int, int] | None = None
+        self.lines = _Lines(log.prefix(f"[{spec.name}] ") if spec.prefix else b"", log.secrets, spec.name)
+
+    def sibling(self, *, is_silent: bool = False) -> _Output:
+        """Another pipe with the same prefix, for a check or a readiness command."""
+        return _Output(self._spec, self._log, self._pipes, is_silent=is_silent)
+
+    def writer(self) -> int:
+        """The end to write to; the pipe is made at the first start."""
+        self._put(self.lines.finish())  # what an earlier life may have left while the log was full
+        if self._ends is None:
+            ends = os.pipe2(os.O_CLOEXEC)
+            try:
+                os.set_blocking(ends[0], False)
+                self._pipes.add(ends[0], self._read)
+            except OSError:
+                os.close(ends[0])
+                os.close(ends[1])
+                raise
+            self._ends = ends
+        os.set_blocking(self._ends[1], True)  # an earlier life may have changed what it shares with the next
+        return self._ends[1]
+
+    def drain(self, *, is_last: bool = False) -> None:
+        """Read what an exited process has written; another that goes on writing is not waited for."""
+        budget = _LOG_LIMIT
+        while self._ends and budget > 0 and self._log.has_room(_LOG_RESERVE // 2):
+            size = self._read()
+            budget -= max(size, 4096)  # a pipe in packet mode gives one packet a read, even of one byte
+            self._log.flush()
+            if not size:
+                is_last = True
+                break
+        if is_last:
+            self._put(self.lines.finish())
+
+    def close(self) -> None:
+        if self._ends:
+            self.drain(is_last=True)
+            self._pipes.remove(self._ends[0])
+            for end in self._ends:
+                os.close(end)
+            self._ends = None
+
+    def _read(self) -> int:
+        assert self._ends
+        try:
+            chunk = os.read(self._ends[0], _READ_SIZE)
+        except BlockingIOError:
+            return 0
+        self._put(self.lines.feed(chunk))
+        return len(chunk)
+
+    def _put(self, text: bytes) -> None:
+        if text and not self._is_silent:
+            self._log.put(text)
+
+
+class _Lines:
+    """Makes whole, prefixed lines of the bytes that a daemon writes.
+
+    A carriage return inside a line is followed by the prefix again: a terminal then writes the prefix over itself. All
+    else passes unchanged; a line over 64 KiB is split.
+    """
+
+    def __init__(self, prefix: bytes, secrets: _Secrets, daemon: str = "") -> None:
+        self._prefix, self._secrets, self._daemon = prefix, secrets, daemon
+        self._tail = bytearray()  # what came after the last newline
+        self._rest = b""  # of a secret whose beginning ended the last line
+        self._keeps_last_lines = not secrets.belong_to(daemon)
+        self.last_lines = b""  # for the events, which every daemon can read: nothing of one that has secrets
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What can be written now that `chunk` was read."""
+        if self._rest:  # a process that the daemon has left behind may go on where it was cut off
+            chunk, self._rest = self._secrets.without_rest(chunk, self._rest)
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            text = bytes(self._tail) + chunk[:end]
+            self._tail[:] = chunk[end:]
+            return self._prefixed(text)
+        self._tail += chunk
+        if len(self._tail) <= _LINE_LIMIT + self._secrets.overlap:
+            return b""
+        # What stays is longer than any secret that may be unfinished in it, and stays unredacted until it is whole.
+        end = self._secrets.cut(self._tail, _LINE_LIMIT)
+        text = bytes(self._tail[:end]) + b"\n"
+        del self._tail[:end]
+        return self._prefixed(text)
+
+    def finish(self) -> bytes:
+        """The last line, with a newline if it had none. A secret of its own that is cut off is redacted, too."""
+        self._tail[:], rest = self._secrets.without_unfinished(bytes(self._tail), self._daemon)
+        last, self._rest = self.feed(b"\n") if self._tail else b"", rest
+        return last
+
+    def _prefixed(self, text: bytes) -> bytes:
+        raw, text = text, self._secrets.redact(text)
+        # Reads are no longer than the limit: without a redaction, only the first line can be too long.
+        if text is not raw or text.find(b"\n", 0, _LINE_LIMIT + 1) < 0:
+            pieces = [
+                line[i : i + _LINE_LIMIT]
+                for line in text[:-1].split(b"\n")
+                for i in range(0, len(line) or 1, _LINE_LIMIT)
+            ]
+            text = b"\n".join([*pieces, b""])
+        if self._keeps_last_lines:
+            self.last_lines = (self.last_lines + text[-_LAST_LINES_SIZE:])[-_LAST_LINES_SIZE:]
+        if b"\r" in text:
+            again = b"\r" + self._prefix
+            text = text.replace(b"\r", again).replace(again + b"\n", b"\r\n")
+        # One unlimited replace, at 3 GB/s; a loop over lines would halve that.
+        return self._prefix + text[:-1].replace(b"\n", b"\n" + self._prefix) + b"\n"
+
+
+class _Secrets:
+    """The values that must not appear in anything that is written; `redact` is called on whole lines.
+
+    The longest is replaced first. Of two that overlap in the data, the end of the second may remain.
+    """
+
+    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"  # in logs, the most common first
+    _LEAST = 6  # bytes; shorter values are not redacted
+    _START = 32  # so much of a secret is enough to recognize one that was cut off
+
+    def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
+        self._values: dict[bytes, tuple[bytes, bytes, str]] = {}  # value: its rarest byte, replacement, variable
+        self._variables: list[str] = []
+        starts = tuple(map(os.fsencode, prefixes))
+        for name, value in environ.items():
+            if starts and name.startswith(starts):
+                self.add(name, value)
+
+    def add(self, name: bytes, secret: bytes) -> None:
+        self._variables.append(os.fsdecode(name))
+        for value in map(bytes.strip, secret.splitlines()):
+            if len(value) >= self._LEAST:
+                # The rarest byte is looked for first: a byte is found at 10 GB/s, a word at 1.
+                rarest = max(range(len(value)), key=lambda i: self._COMMON.find(value[i]) % 256)
+                self._values[value] = value[rarest : rarest + 1], b"[redacted %s]" % name[:64], os.fsdecode(name)
+        self._values = dict(sorted(self._values.items(), key=lambda item: -len(item[0])))
+
+    @property
+    def overlap(self) -> int:
+        """So much of an unfinished secret can be at the end of what was read."""
+        return len(next(iter(self._values), b".")) - 1
+
+    def belong_to(self, daemon: str) -> bool:
+        return any(_env_for_daemon(daemon, {variable: ""}) for variable in self._variables)
+
+    def redact(self, data: bytes) -> bytes:
+        for value in [value for value, (mark, _, _) in self._values.items() if mark in data and value in data]:
+            data = data.replace(value, self._values[value][1])
+        return data
+
+    def cut(self, data: bytes | bytearray, at: int) -> int:
+        """Where `data` can be cut in two: at `at`, or after the secret that lies across it."""
+        for value in self._values:
+            start = data.find(value, max(0, at - len(value) + 1), at + len(value) - 1)
+            at = at if start < 0 else start + len(value)
+        return at
+
+    def without_unfinished(self, data: bytes, daemon: str) -> tuple[bytes, bytes]:
+        """For a last line that was never finished: without the beginning of a secret at its end, and that one's rest.
+
+        Only of the daemon's own secrets: others could try beginnings, and would see which one is redacted.
+        """
+        data = self.redact(data)
+        for value, (_, replacement, variable) in self._values.items():
+            start = data.find(value[: self._START], max(0, len(data) - len(value) + 1))
+            for length in range(min(self._START, len(value)) - 1, self._LEAST - 1, -1):
+                if start < 0 and data.endswith(value[:length]):
+                    start = len(data) - length
+            if start >= 0 and _env_for_daemon(daemon, {variable: ""}):
+                return data[:start] + replacement, value[len(data) - start :]
+        return data, b""
+
+    @staticmethod
+    def without_rest(chunk: bytes, rest: bytes) -> tuple[bytes, bytes]:
+        """`chunk` without the rest of a secret at its beginning, and what is still to come of that rest."""
+        size = min(len(chunk), len(rest))
+        return (chunk[size:], rest[size:]) if chunk[:size] == rest[:size] else (chunk, b"")
+
+
+# -- the kernel --------------------------------------------------------------------------------------------------------
+
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
+_PIDFD_SIGNAL_PROCESS_GROUP = 4
+
+
+class _Kernel:
+    """What only ctypes can ask of the kernel; loaded once, before the first fork."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self._ctypes, self._libc = ctypes, ctypes.CDLL(None, use_errno=True)
+        with open("/proc/self/status") as status:
+            lines = [line for line in status if line.startswith("CapBnd:")]
+        bounding = int(lines[0][8:], 16)
+        self._bounding = [number for number in range(64) if bounding >> number & 1]  # read before the first child
+
+    def _checked(self, result: int, what: str) -> int:
+        if result < 0:
+            number = self._ctypes.get_errno()
+            raise OSError(number, os.strerror(number), what)
+        return result
+
+    def prctl(self, option: int, argument: int) -> None:
+        self._checked(self._libc.prctl(option, argument, 0, 0, 0), "prctl")
+
+    def drop_bounding_set(self) -> None:
+        for number in self._bounding:
+            self.prctl(_PR_CAPBSET_DROP, number)
+
+    def drop_capabilities(self) -> None:
+        u32 = self._ctypes.c_uint32
+        self._checked(self._libc.capset((u32 * 2)(0x20080522, 0), (u32 * 6)()), "capset")
+
+    def as_user(self, uid: int | None, action: Callable[[], _T]) -> _T:
+        """Run `action` with this file system uid: what it makes belongs to that user."""
+        if not uid:
+            return action()
+        try:
+            self._libc.setfsuid(uid)
+            return action()
+        finally:
+            self._libc.setfsuid(0)
+            self.prctl(_PR_SET_DUMPABLE, 0)  # the change may have made PID 1 dumpable
+
+    def netlink(self, protocol: int) -> int:
+        return self._checked(self._libc.socket(16, 3 | os.O_CLOEXEC, protocol), "netlink")
+
+    def empty_environment_block(self) -> None:
+        """Clear the memory that /proc/PID/environ shows; os.environ and an execve with an environment do without it."""
+        with open("/proc/self/stat", "rb") as file:
+            start, end = map(int, file.read().rsplit(b") ", 1)[1].split()[47:49])
+        if 0 < start < end:
+            self._ctypes.memset(start, 0, end - start)
+
+
+class _Account:
+    """A user with all its groups."""
+
+    def __init__(self, name: str, uid: int, gid: int, home: str) -> None:
+        self.name, self.uid, self.gid, self.groups = name, uid, gid, [gid]
+        self.environ = {"HOME": home, "USER": name, "LOGNAME": name}
+
+
+def _read_accounts() -> dict[str, _Account]:
+    """From the files themselves: getpwnam may ask a socket in /run, which a daemon can serve."""
+    accounts: dict[str, _Account] = {}
+    for path, fields in (("/etc/passwd", 7), ("/etc/group", 4)):
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                lines = [line.rstrip("\n").split(":") for line in file if line.count(":") == fields - 1]
+        except FileNotFoundError:
+            continue
+        for name, _, first, second, *more in lines:
+            if not more:  # a group: its number and its members
+                for account in [accounts[member] for member in second.split(",") if member in accounts]:
+                    account.groups += [int(first)] if first.isdecimal() else []
+            elif first.isdecimal() and second.isdecimal() and max(int(first), int(second)) < 2**32 - 1:
+                accounts.setdefault(name, _Account(name, int(first), int(second), more[1]))
+    return accounts
+
+
+def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) -> _Account | None:
+    """None: the supervisor's. Raises _CannotStart if the daemon must not run as this user."""
+    name = spec.user
+    if name is None:
+        return None
+    if os.geteuid() != 0:
+        log.say_once(f"{spec.name} runs as the supervisor's user: only root can switch to {name}")
+        return None
+    if name not in accounts:
+        raise _CannotStart(f"become {name}", reason="there is no such user in /etc/passwd")
+    if accounts[name].uid == 0 and name != "root":
+        raise _CannotStart(f"become {name}", reason="its uid is 0, and only root may have that")
+    return accounts[name]
+
+
+def _open_null_device() -> int:
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    about = os.fstat(fd)
+    if not stat.S_ISCHR(about.st_mode) or about.st_rdev != os.makedev(1, 3):
+        raise OSError(errno.ENODEV, "not the null device", "/dev/null")
+    return fd
+
+
+def _raise_descriptor_limit() -> dict[int, tuple[int, int]]:
+    """Each daemon costs PID 1 four descriptors. Returns the limits that daemons get: ours from before, and no core.
+
+    All of them are set in each child, because another process of root's may have changed ours by then.
+    """
+    limits = {kind: resource.getrlimit(kind) for kind in range(16)}
+    most = limits[resource.RLIMIT_NOFILE][1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return {**limits, resource.RLIMIT_CORE: (0, 0)}
+
+
+def _execute(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """As os.execvpe, which would import a module in each child."""
+    refused: OSError = FileNotFoundError(errno.ENOENT, "")
+    for folder in [""] if "/" in argv[0] else environ.get("PATH", os.defpath).split(":"):
+        try:
+            os.execve(os.path.join(folder, argv[0]), list(argv), environ)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            refused = error
     raise refused
 
 
-def _shell_code(returncode: int) -> int:
-    """An exit as a shell tells it: n, or 128 + signal."""
-    return returncode if returncode >= 0 else 128 - returncode
+def _offer_to_oom_killer(proc: int) -> None:
+    """The kernel should take a daemon rather than PID 1."""
+    try:
+        score = os.open("self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc)
+        os.write(score, b"%d" % min(int(os.read(score, 16)) + 100, 1000))
+        os.close(score)
+    except OSError:
+        pass  # only root may
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process started, in ticks since the boot: with it, a pid means one process only."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rsplit(b") ", 1)[1].split()[19])
+
+
+class _Ports:
+    """The TCP sockets that listen, by port: one pair of queries for all who ask in one turn of the loop.
+
+    A dump of the kernel's listening sockets takes 0.04 ms; /proc/net/tcp takes 3 ms, whatever is in it.
+    """
+
+    def __init__(self, kernel: _Kernel) -> None:
+        self._sockets: dict[int, frozenset[int]] | None = None
+        try:
+            self._netlink = kernel.netlink(4)  # NETLINK_SOCK_DIAG
+            self._tables = []
+        except OSError:
+            self._netlink = -1
+            names = [name for name in ("tcp", "tcp6") if os.path.exists(f"/proc/self/net/{name}")]
+            self._tables = [os.open(f"/proc/self/net/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names]
+
+    def forget(self) -> None:
+        self._sockets = None
+
+    def sockets(self, port: int) -> frozenset[int]:
+        """The inodes of the sockets that listen on `port`."""
+        if self._sockets is None:
+            found: dict[int, set[int]] = {}
+            for number, inode in self._by_netlink() if self._netlink >= 0 else self._by_tables():
+                found.setdefault(number, set()).add(inode)
+            self._sockets = {number: frozenset(inodes) for number, inodes in found.items()}
+        return self._sockets.get(port, frozenset())
+
+    def _by_netlink(self) -> Iterator[tuple[int, int]]:
+        for family in (2, 10):
+            # nlmsghdr: SOCK_DIAG_BY_FAMILY, REQUEST | DUMP; inet_diag_req_v2: TCP sockets that LISTEN
+            os.write(self._netlink, struct.pack("=IHHIIBBHI48x", 72, 20, 0x301, 0, 0, family, 6, 0, 1 << 10))
+            kind = 0
+            while kind != 3:  # NLMSG_DONE
+                data, at = os.read(self._netlink, _READ_SIZE), 0
+                while at < len(data):
+                    size, kind = struct.unpack_from("=IH", data, at)
+                    if kind == 2:  # NLMSG_ERROR
+                        raise OSError(-struct.unpack_from("=i", data, at + 16)[0], "netlink refuses")
+                    if kind == 20:
+                        yield struct.unpack_from(">H", data, at + 20)[0], struct.unpack_from("=I", data, at + 84)[0]
+                    at += max(size, 16)
+
+    def _by_tables(self) -> Iterator[tuple[int, int]]:
+        for table in self._tables:
+            os.lseek(table, 0, os.SEEK_SET)
+            with open(os.dup(table)) as file:
+                for fields in map(str.split, file):
+                    if fields[3] == "0A":
+                        yield int(fields[1].rsplit(":", 1)[1], 16), int(fields[9])
+
+
+class _OomCounter:
+    """How often the kernel's OOM killer has struck in our cgroup (version 2)."""
+
+    def __init__(self) -> None:
+        self._fd, self.kills_all = -1, False
+        try:
+            with open("/proc/self/cgroup") as memberships:
+                folder = "/sys/fs/cgroup" + "".join(line[3:-1] for line in memberships if line.startswith("0::"))
+            self._fd = os.open(f"{folder}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            with open(f"{folder}/memory.oom.group") as group:
+                self.kills_all = group.read() == "1\n"
+        except OSError:
+            pass
+        self._kills = self._count()
+
+    def has_counted(self) -> bool | None:
+        """Whether it has struck since the last call; None if that cannot be known."""
+        before, self._kills = self._kills, self._count()
+        return None if self._fd < 0 else self._kills > before
+
+    def _count(self) -> int:
+        lines = os.pread(self._fd, 4096, 0).split(b"\n") if self._fd >= 0 else []
+        return next((int(line[9:]) for line in lines if line.startswith(b"oom_kill ")), 0)
+
+
+def _open_for_log(fd: int) -> tuple[int, Callable[[int, bytearray], int]]:
+    """A descriptor and a function that writes to it without ever waiting.
+
+    O_NONBLOCK belongs to the open file description, which others share: a pipe or terminal is opened again.
+    """
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(kind):
+        import socket
+
+        stream = socket.socket(fileno=os.dup(fd))
+        return stream.fileno(), lambda _, data: stream.send(data, socket.MSG_DONTWAIT)
+    if stat.S_ISFIFO(kind) or os.isatty(fd):
+        try:
+            fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:  # another user's, or its reader is gone
+            if not os.isatty(fd):
+                return fd, _write_if_ready
+            os.set_blocking(fd, False)  # a writable terminal has room for one byte; nothing is promised of more
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            pass  # a terminal, or too many large pipes: then a block takes two writes
+    return fd, os.write
+
+
+def _write_if_ready(fd: int, data: bytearray) -> int:
+    """For a pipe that could not be opened again: one that poll calls writable takes 4 KiB (PIPE_BUF) at once."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(0):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return os.write(fd, data[:4096])
+
+
+def _open_terminal() -> list[int]:
+    """The controlling terminal, to see that it goes away; none if there is none."""
+    try:
+        return [os.open("/dev/tty", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)]
+    except OSError:
+        return []
+
+
+class _Directory:
+    """A directory of ours, opened once and then used through its descriptor, whatever becomes of its path."""
+
+    def __init__(self, path: str) -> None:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        self.path, self._fd = path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(self._fd).st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user")
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.fchmod(self._fd, 0o755)  # whatever the umask is
+        except OSError as error:
+            os.close(self._fd)
+            if isinstance(error, BlockingIOError):
+                error.strerror = "another supervisor uses it"
+            raise
+
+    def replace(self, name: str, contents: bytes) -> None:
+        """Readers see the old contents or the new."""
+        with open(self._open(f"{name}.new", 0), "wb") as file:
+            file.truncate()
+            file.write(contents)
+        os.replace(f"{name}.new", name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def append(self, name: str, lines: bytes, limit: int) -> None:
+        """All or nothing; a file that has reached the limit gets the name NAME.1, and the next one begins."""
+        fd = self._open(name, os.O_APPEND)
+        try:
+            size = os.fstat(fd).st_size
+            if os.write(fd, lines) < len(lines):
+                os.ftruncate(fd, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        if size + len(lines) >= limit:
+            os.replace(name, f"{name}.1", src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _open(self, name: str, flags: int) -> int:
+        """A regular file that is ours and has no other name; what else a daemon has put there is removed."""
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        for attempt in (0, os.O_EXCL):
+            try:
+                fd = os.open(name, flags | attempt, 0o644, dir_fd=self._fd)
+                about = os.fstat(fd)
+                if stat.S_ISREG(about.st_mode) and (about.st_uid, about.st_nlink) == (os.geteuid(), 1):
+                    break
+                os.close(fd)
+            except OSError as error:
+                if attempt or error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that is not read
+                    raise
+            os.unlink(name, dir_fd=self._fd)
+        os.fchmod(fd, 0o644)
+        return fd
+
+
+def _open_directory(path: str, log: _Log) -> _Directory | None:
+    try:
+        return _Directory(path) if path else None
+    except OSError as error:
+        log.say(
+            f"cannot keep status and events in {path}: {error.strerror}; BOT_BOTTLE_SIDECAR_STATE_DIR names another"
+        )
+        return None
+
+
+# -- small tools -------------------------------------------------------------------------------------------------------
+
+
+def _setting(env: Mapping[str, str], name: str) -> str:
+    """BOT_BOTTLE_SIDECAR_x, or an older name of it, or SIDECAR_INIT_x: the first that is set."""
+    owners = ("BOT_BOTTLE_SIDECAR", *(["CLAUDE_BOTTLE_SIDECAR"] if name == "DAEMONS" else []), "SIDECAR_INIT")
+    return next((env[f"{owner}_{name}"] for owner in owners if f"{owner}_{name}" in env), "")
+
+
+def _row_signal(name: str) -> int | None:
+    """The signal to PID 1 that restarts this daemon; 64 is the last."""
+    number = next((_FIRST_ROW_SIGNAL + row for row, spec in enumerate(_DAEMONS) if spec.name == name), 0)
+    return number if number in signal.valid_signals() else None
 
 
 _SIGNAL_NAMES = {
@@ -193,44 +1884,37 @@ def _signal_name(number: int) -> str:
     return _SIGNAL_NAMES.get(number, f"signal {number}")
 
 
+def _shell_status(returncode: int) -> int:
+    """An exit as a shell reports it: n, or 128 + signal."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
 def _exit_text(returncode: int) -> str:
-    return f"with code {returncode}" if returncode >= 0 else f"on {_signal_name(-returncode)}"
+    return f"exited with status {returncode}" if returncode >= 0 else f"was terminated by {_signal_name(-returncode)}"
 
 
-def _backoff(deaths: int) -> float:
-    """Seconds until the next start after so many deaths in a row: doubling, with up to 10 % jitter."""
-    delay = min(_BACKOFF_FIRST * 2.0 ** min(deaths - 1, 16), _BACKOFF_LAST)
+def _complain(log: _Log, error: Exception) -> None:
+    """A bug, or too little memory: say what, and where."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    try:
+        where = f" in {trace.tb_frame.f_code.co_name}, line {trace.tb_lineno}" if trace else ""
+        log.say(f"internal error: {type(error).__name__}{where}; going on")
+    except MemoryError:
+        pass
+
+
+def _backoff(exits: int) -> float:
+    """Seconds until the next start after so many exits in a row: doubling, with up to 10 % jitter."""
+    delay = min(_BACKOFF_FIRST * 2.0 ** min(exits - 1, 16), _BACKOFF_LAST)
     return delay * (1 + os.urandom(1)[0] / 2550)
 
 
-def _is_listening(port: int) -> bool:
-    """Whether some socket listens on this TCP port, read from the kernel's tables: nobody is connected to."""
-    for table, nobody in (("/proc/net/tcp", b"00000000:0000"), ("/proc/net/tcp6", b"0" * 32 + b":0000")):
-        try:
-            with open(table, "rb") as file:
-                if b":%04X %s 0A" % (port, nobody) in file.read():
-                    return True
-        except FileNotFoundError:
-            if table == "/proc/net/tcp":
-                raise
-    return False
-
-
-def _open_oom_counter() -> int | None:
-    """The file in which the kernel counts what its OOM killer did in our cgroup; None where there is none to read."""
-    for root, file in (("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control")):
-        try:
-            with open("/proc/self/cgroup") as memberships:
-                paths = [line.split(":", 2)[2].strip() for line in memberships if line.split(":")[1] in ("", "memory")]
-            for path in (*paths, "/"):  # a container may see only the root of its own cgroup
-                if os.path.exists(f"{root}{path}/{file}"):
-                    return os.open(f"{root}{path}/{file}", os.O_RDONLY)
-        except (OSError, IndexError):
-            continue
-    return None
-
-
-_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(32), 127, *range(128, 160), 0x2028, 0x2029)}
+_ESCAPES = {
+    code: f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 
 
 def _one_line(text: str) -> str:
@@ -251,18 +1935,12 @@ def _json(value: object) -> str:
     return '"' + _one_line(str(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
-def _start_ticks(pid: int) -> int:
-    """When a process started, in ticks since the boot: with it a pid means one process only."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rsplit(b") ", 1)[1].split()[19])
-
-
 def _timestamp(seconds: float) -> str:
     """RFC 3339, UTC, with milliseconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
 
 
-# -- the table file ----------------------------------------------------------------------------------------------
+# -- the table file ----------------------------------------------------------------------------------------------------
 
 
 class _Refusal(Exception):
@@ -286,1629 +1964,482 @@ _NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.
 
 
 def _is_name(value: object) -> bool:
-    """Names stand in `[name] ` and in comma-separated lists: letters, digits and `._-`, at most 64."""
+    """Names appear in `[name] ` and in comma-separated lists."""
     return isinstance(value, str) and 0 < len(value) <= 64 and not value.strip(_NAME_LETTERS)
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
 def _is_command(value: object) -> bool:
-    words = value if isinstance(value, list) else []
-    return bool(words and words[0]) and all(isinstance(word, str) and "\0" not in word for word in words)
+    return isinstance(value, list) and bool(value) and value[0] != "" and all(map(_is_text, value))
+
+
+def _is_environment(value: object) -> bool:
+    pairs = value.items() if isinstance(value, dict) else [("", "")]
+    return all(key and "=" not in key and _is_text(key) and _is_text(text) for key, text in pairs)
+
+
+def _is_stop(value: object) -> bool:
+    how = {"signal": "TERM", "to": "group", "grace": 0, **value} if isinstance(value, dict) else {}
+    return (
+        how.keys() == {"signal", "to", "grace"}
+        and f"SIG{how['signal']}" in _SIGNAL_NAMES.values()
+        and how["signal"] not in ("KILL", "STOP")
+        and how["to"] in ("group", "leader")
+        and type(how["grace"]) in (int, float)
+        and 0 <= how["grace"] <= 86400
+    )
 
 
 _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "name": ("a name of letters, digits and ._-, at most 64", _is_name),
     "argv": ("a list of words, the first not empty", _is_command),
     "restart": ("never, on-failure or always", lambda value: value in ("never", "on-failure", "always")),
-    "user": ("the name of an account", lambda value: isinstance(value, str) and value != "" and "\0" not in value),
+    "user": ("the name of an account", lambda value: _is_text(value) and value != ""),
     "port": ("a number from 1 to 65535", lambda value: type(value) is int and 0 < value < 65536),
+    "ready": ("a list of words, the first not empty", _is_command),
     "after": ("a list of names", lambda value: isinstance(value, list) and all(map(_is_name, value))),
     "check": ("a list of words, the first not empty", _is_command),
+    "oneshot": ("true or false", lambda value: isinstance(value, bool)),
+    "essential": ("true or false", lambda value: isinstance(value, bool)),
+    "stop": ('like { signal = "QUIT", to = "leader", grace = 30 }; to: group or leader; grace: 0 to 86400', _is_stop),
+    "cwd": ("an absolute path", lambda value: _is_text(value) and str(value).startswith("/")),
+    "env": ("a table of strings", _is_environment),
+    "prefix": ("true or false", lambda value: isinstance(value, bool)),
 }
 
 
 def _use_table(path: str) -> None:
-    """Replace the shipped table by the one in a file; raises _TableError and changes nothing if it is not right."""
+    """Replace the shipped table; raises _TableError, and changes nothing, if there is a mistake in the file."""
     global _DAEMONS, _SECRETS, _SIGNALS
-    try:
-        table = _load_toml(path)
-        specs = _specs_of(table)
-        _DAEMONS, _SECRETS, _SIGNALS = specs, *_owners_and_signals_of(table, [spec.name for spec in specs])
-    except _TableError as mistake:
-        raise _TableError(f"cannot use table {path}: {mistake}") from None
-
-
-def _load_toml(path: str) -> dict[str, Any]:
     import tomllib
 
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            table = tomllib.load(file)
+        for key in table:
+            _demand(
+                key in ("daemon", "secrets", "signals"), f'unknown key "{key}"; known: [[daemon]], [secrets], [signals]'
+            )
+        specs = _specs_of(table.get("daemon", []))
+        owners, signals = _owners_of(_section(table, "secrets"), specs), _signals_of(_section(table, "signals"), specs)
+        _DAEMONS, _SECRETS, _SIGNALS = tuple(specs.values()), owners, signals
+        return
+    except _TableError as error:
+        mistake = str(error)
     except OSError as error:
-        raise _TableError(str(error.strerror)) from None
-    except (ValueError, RecursionError) as error:  # TOML that is wrong, or not UTF-8
-        raise _TableError(f"not TOML: {str(error) or 'nested too deep'}") from None
+        mistake = str(error.strerror)
+    except RecursionError:
+        mistake = "not TOML: nested too deep"
+    except tomllib.TOMLDecodeError as error:
+        mistake = f"not TOML: {error}"
+    except ValueError as error:
+        is_text = isinstance(error, UnicodeDecodeError)
+        mistake = "not TOML: " + ("it is not UTF-8" if is_text else "a number has too many digits")
+    raise _TableError(f"cannot use table {path}: {mistake}")
 
 
-def _specs_of(table: dict[str, Any]) -> tuple[_DaemonSpec, ...]:
-    for key in table:
-        known = key in ("daemon", "secrets", "signals")
-        _demand(known, f"unknown key {key!r}; known are [[daemon]], [secrets] and [signals]")
-    rows: list[dict[str, Any]] = table.get("daemon", [])
-    sections = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    _demand(sections and rows != [], "'daemon' must be one or more [[daemon]] sections")
+def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
+    is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    _demand(is_list and rows != [], "there must be one or more [[daemon]] sections")
     specs: dict[str, _DaemonSpec] = {}
     for number, row in enumerate(rows, 1):
-        where = f"daemon {row.get('name', number)!r}"
+        name = row.get("name")
+        where = f'daemon "{name}"' if isinstance(name, str) else f"daemon {number}"
         for key, value in row.items():
-            _demand(key in _FIELDS, f"{where}: unknown key {key!r}; known are {', '.join(_FIELDS)}")
-            meaning, is_right = _FIELDS[key]
-            _demand(is_right(value), f"{where}: {key!r} must be {meaning}")
+            _demand(key in _FIELDS, f'{where}: unknown key "{key}"; known are {", ".join(_FIELDS)}')
+            _demand(_FIELDS[key][1](value), f"{where}: {key} must be {_FIELDS[key][0]}")
         for key in ("name", "argv"):
-            _demand(key in row, f"{where}: {key!r} is missing")
-        _demand(row["name"] not in specs, f"{where}: 'name' stands twice")
-        specs[row["name"]] = _DaemonSpec(**row)
+            _demand(key in row, f"{where}: {key} is missing")
+        _demand(name not in specs, f"{where}: duplicate name")
+        spec = specs[row["name"]] = _DaemonSpec(**row)
+        _demand(not (spec.oneshot and (spec.port or spec.ready)), f"{where}: a oneshot cannot have port or ready")
+    waited_by: dict[str, list[str]] = {name: [] for name in specs}
     for spec in specs.values():
-        for name in spec.after:
-            _demand(name in specs, f"daemon {spec.name!r}: 'after' names {name!r}, which is no daemon of the table")
-    waiting = dict(specs)
-    while free := [name for name, spec in waiting.items() if not waiting.keys() & set(spec.after)]:
-        for name in free:
-            del waiting[name]
-    _demand(not waiting, f"daemon {next(iter(waiting), '')!r}: 'after' runs in a circle")
-    return tuple(specs.values())
+        for name in set(spec.after):
+            _demand(name in specs, f'daemon "{spec.name}": after names "{name}", which is not in the table')
+            waited_by[name].append(spec.name)
+    waits_for = {name: len(set(spec.after)) for name, spec in specs.items()}
+    free = [name for name, others in waits_for.items() if not others]
+    for name in free:  # the list grows while it is gone through
+        for other in waited_by[name]:
+            waits_for[other] -= 1
+            free += [other] if not waits_for[other] else []
+    circle = specs.keys() - free
+    _demand(not circle, f'daemon "{min(circle, default="")}": circular after')
+    return specs
 
 
-def _owners_and_signals_of(
-    table: dict[str, Any], names: list[str]
-) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    for section in ("secrets", "signals"):
-        _demand(isinstance(table.get(section, {}), dict), f"{section!r} must be a [{section}] section")
-    owners: dict[str, str] = table.get("secrets", {})
-    for prefix, owner in owners.items():
+def _section(table: dict[str, Any], name: str) -> dict[str, Any]:
+    section = table.get(name, {})
+    _demand(isinstance(section, dict), f"{name} must be a [{name}] section")
+    return dict(section)
+
+
+def _owners_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dict[str, tuple[str, ...]]:
+    owners: dict[str, tuple[str, ...]] = {}
+    for prefix, value in section.items():
+        names = value if isinstance(value, list) else [value]
         _demand(prefix != "", "secrets: a prefix must not be empty")
-        _demand(owner in names, f"secrets: {prefix!r} must name a daemon of the table, not {owner!r}")
-        for other in owners:
-            overlaps = other.startswith(prefix) and owners[other] != owner
-            _demand(not overlaps, f"secrets: {other!r} begins with {prefix!r}, which has another owner")
+        are_known = bool(names) and all(isinstance(name, str) and name in specs for name in names)
+        _demand(are_known, f'secrets: "{prefix}" must name a daemon of the table, or a list of them')
+        owners[prefix] = tuple(names)
+    for prefix, its in owners.items():
+        for other, theirs in owners.items():
+            overlap = other.startswith(prefix) and set(theirs) != set(its)
+            _demand(not overlap, f'secrets: "{other}" begins with "{prefix}", which has other owners')
+        for spec in specs.values():
+            for variable in spec.env:
+                is_taken = variable.startswith(prefix) and spec.name not in its
+                _demand(not is_taken, f'daemon "{spec.name}": env sets {variable}, which belongs to {", ".join(its)}')
+    return owners
+
+
+def _signals_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dict[str, tuple[str, str]]:
     signals = {}
-    for name, action in table.get("signals", {}).items():
-        _demand(name in ("HUP", "USR1"), f"signals: unknown key {name!r}; known are HUP and USR1")
-        one = isinstance(action, dict) and list(action) in (["forward"], ["restart"])
-        _demand(one, f'signals: {name!r} must be {{ forward = "NAME" }} or {{ restart = "NAME" }}')
+    for name, action in section.items():
+        _demand(name in ("HUP", "USR1"), f'signals: unknown key "{name}"; known are HUP and USR1')
+        is_one = isinstance(action, dict) and list(action) in (["forward"], ["restart"])
+        _demand(is_one, f'signals: {name} must be {{ forward = "NAME" }} or {{ restart = "NAME" }}')
         ((verb, target),) = action.items()
-        _demand(target in names, f"signals: {name!r} must name a daemon of the table, not {target!r}")
+        _demand(isinstance(target, str) and target in specs, f"signals: {name} must name a daemon of the table")
         signals[name] = (verb, target)
-    return owners, signals
+    return signals
 
 
-# -- the log -----------------------------------------------------------------------------------------------------
+# -- commands ----------------------------------------------------------------------------------------------------------
+# They read the state and send signals: no socket, no new way in. What they import costs PID 1 nothing.
 
 
-class _Secrets:
-    """The values that must not appear in anything that is written; `redact` is called on whole lines."""
+def _state_directories() -> list[str]:
+    """Where the state may be, the best place first."""
+    env = os.environ
+    if any(f"{owner}_STATE_DIR" in env for owner in ("BOT_BOTTLE_SIDECAR", "SIDECAR_INIT")):
+        chosen = _setting(env, "STATE_DIR")
+        return [os.path.abspath(chosen)] if chosen else []
+    return [_STATE_DIRECTORY, *([f"/tmp/sidecar-init-{os.geteuid()}"] if os.geteuid() else [])]
 
-    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"  # in logs, the commonest first
 
-    def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
-        starts = tuple(map(os.fsencode, prefixes))
-        values = {
-            part: b"[redacted %s]" % name
-            for name, value in environ.items()
-            if name.startswith(starts)
-            for part in map(bytes.strip, value.splitlines())
-            if len(part) >= 6
-        }
-        # A value's rarest byte is looked for first: one byte is found at 10 GB/s, a word at 1.
-        self._marked = [(self._rarest(value), value, values[value]) for value in sorted(values, key=len, reverse=True)]
-        self.overlap = max(map(len, values), default=1) - 1  # of an unfinished value this much may be there already
-
-    def _rarest(self, value: bytes) -> bytes:
-        return max((value[i : i + 1] for i in range(len(value))), key=lambda byte: self._COMMON.find(byte) % 256)
-
-    def redact(self, data: bytes) -> bytes:
-        """Each stretch that values cover becomes the name of the first (longest) there."""
-        if not any(mark in data and value in data for mark, value, _ in self._marked):
-            return data
-        parts, done = [], 0
-        for start, end, name in self._stretches(data):
-            parts += [data[done:start], name]
-            done = end
-        return b"".join([*parts, data[done:]])
-
-    def cut(self, data: bytes, at: int) -> int:
-        """Where `data` can be cut in two: at `at`, or beside the stretch of values that lies across it."""
-        for start, end, _ in self._stretches(data):
-            if start < at < end:
-                return start or end
-        return at
-
-    def _stretches(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """What values cover, from start to end; those that overlap are one stretch."""
-        found = []
-        for _, value, name in self._marked:
-            start = data.find(value)
-            while start >= 0:
-                found.append((start, -len(value), name))
-                start = data.find(value, start + 1)
-        stretches: list[tuple[int, int, bytes]] = []
-        for start, minus_length, name in sorted(found):
-            if stretches and start < stretches[-1][1]:
-                first, end, first_name = stretches.pop()
-                stretches.append((first, max(end, start - minus_length), first_name))
-            else:
-                stretches.append((start, start - minus_length, name))
-        return stretches
-
-
-class _Lines:
-    """Makes whole, prefixed lines of the bytes that one daemon writes.
-
-    A carriage return that does not end a line is followed by the prefix once more: a terminal then writes the
-    prefix over itself. All else passes unchanged; a line over 64 KiB is broken into pieces.
-    """
-
-    def __init__(self, name: str, secrets: _Secrets) -> None:
-        self._prefix = b"[%s] " % os.fsencode(name)
-        self._new_line = b"\n" + self._prefix
-        self._secrets = secrets
-        self._tail = b""  # what came after the last newline
-        self.last_words = b""
-
-    def feed(self, chunk: bytes) -> list[bytes | memoryview]:
-        """What can be written now that `chunk` was read."""
-        end = chunk.rfind(b"\n") + 1
-        if end:
-            text = b"".join((self._tail, memoryview(chunk)[:end]))  # one copy
-            self._tail = chunk[end:]
-            return self._prefixed(self._secrets.redact(text))
-        self._tail += chunk
-        if len(self._tail) <= _LINE_LIMIT + self._secrets.overlap:
-            return []
-        # What stays behind is longer than any secret whose end is still to come, and stays as it was read: what is
-        # redacted too early may be the beginning of a longer one.
-        end = self._secrets.cut(self._tail, _LINE_LIMIT)
-        text, self._tail = self._tail[:end], self._tail[end:]
-        return self._prefixed(self._secrets.redact(text) + b"\n")
-
-    def finish(self) -> list[bytes | memoryview]:
-        """Called when the daemon has ended: its last line, with a newline if it had none."""
-        return self.feed(b"\n") if self._tail else []
-
-    def _prefixed(self, text: bytes) -> list[bytes | memoryview]:
-        if text.find(b"\n", 0, _LINE_LIMIT + 1) < 0:  # reads are no larger: only the first line can be too long
-            end = text.find(b"\n")
-            pieces = [text[i : min(i + _LINE_LIMIT, end)] for i in range(0, end, _LINE_LIMIT)]
-            text = b"\n".join(pieces) + text[end:]
-        recent = text[-_LAST_WORDS_SIZE:]
-        self.last_words = (self.last_words + recent)[-_LAST_WORDS_SIZE:]
-        if b"\r" in text:
-            again = b"\r" + self._prefix
-            text = text.replace(b"\r", again).replace(again + b"\n", b"\r\n")
-        body = text.replace(b"\n", self._new_line)  # one unlimited replace, at 3 GB/s; splitlines would halve it
-        return [self._prefix, memoryview(body)[: -len(self._prefix)]]
-
-
-class _Log:
-    """The container's log: whole lines to stdout, never waiting for whoever reads it.
-
-    While the reader stalls, what was put waits here; `has_room` tells whether a daemon's pipe may be read. What
-    cannot be written because stdout is broken is dropped, and counted in a line as soon as a write succeeds.
-    """
-
-    def __init__(self, fd: int, secrets: _Secrets) -> None:
-        self._secrets = secrets
-        self._waiting: list[bytes | memoryview] = []
-        self._size = 0
-        self._lost = self._unsaid = 0
-        self._reason = ""
-        self._last_byte = 10
-        self.fd, self._write = self._open(fd)
-
-    @staticmethod
-    def _open(fd: int) -> tuple[int, Callable[[int, Sequence[bytes | memoryview]], int]]:
-        """A descriptor and a function that writes to it without ever waiting.
-
-        O_NONBLOCK belongs to the open file description, which others share: a pipe or terminal is opened anew.
-        """
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISSOCK(kind):
-            import socket
-
-            stream = socket.socket(fileno=os.dup(fd))
-            return stream.fileno(), lambda _, parts: stream.sendmsg(parts, [], socket.MSG_DONTWAIT)
-        if stat.S_ISFIFO(kind) or os.isatty(fd):
-            try:
-                fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError:  # another user's, or its reader is gone
-                if not os.isatty(fd):
-                    return fd, _write_if_ready
-                os.set_blocking(fd, False)  # a writable terminal has room for one byte; nothing is promised of more
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            except OSError:
-                pass  # a terminal, or too many large pipes: then a block takes two writes
-        return fd, os.writev
-
-    def has_room(self, limit: int = _LOG_LIMIT_DAEMONS) -> bool:
-        return self._size < limit
-
-    @property
-    def stalled(self) -> bool:
-        return self._size > 0
-
-    def put(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Whole lines, to be written after those that wait already."""
-        if not self._waiting and self._last_byte != 10:  # what was dropped began in the middle of a line
-            parts = [b"\n", *parts]
-        size = sum(map(len, parts))
-        if self._waiting and size + len(self._waiting[-1]) < _SMALL:
-            self._waiting[-1] = b"".join((self._waiting[-1], *parts))
-        else:
-            self._waiting.extend(parts)
-        self._size += size
-
-    def say(self, text: str) -> None:
-        """A line of the supervisor's own."""
-        if self._size >= _LOG_LIMIT:
-            self._unsaid += 1
-            return
-        line = "sidecar-init: " + _one_line(text) + "\n"
-        self.put([self._secrets.redact(line.encode("utf-8", "backslashreplace"))])
-
-    def flush(self) -> None:
-        """Write what can be written without waiting."""
-        room = True
-        while self._waiting and room:
-            batch = self._waiting[:512]
-            try:
-                written = self._write(self.fd, batch)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._drop(str(error.strerror))
-                return
-            self._size -= written
-            room = written == sum(map(len, batch))
-            done = 0
-            while written and written >= len(self._waiting[done]):
-                written -= len(self._waiting[done])
-                done += 1
-            last = self._waiting[done] if written else self._waiting[done - 1]
-            self._last_byte = last[written - 1]
-            if written:
-                self._waiting[done] = memoryview(last)[written:]
-            del self._waiting[:done]
-            self._confess()
-
-    def _drop(self, reason: str) -> None:
-        self._reason = reason
-        self._lost += self._size
-        self._waiting.clear()
-        self._size = 0
-
-    def _confess(self) -> None:
-        """Say what was lost, now that something could be written again."""
-        lost, self._lost = self._lost, 0
-        if lost:
-            self.say(f"cannot write the log: {self._reason}; {lost} bytes of it are lost")
-        if self._unsaid and self.has_room():
-            unsaid, self._unsaid = self._unsaid, 0
-            self.say(f"{unsaid} lines of the supervisor's own are missing here: nobody read the log")
-
-    def wait(self, deadline: float) -> None:
-        """Called at the end: wait for the reader until `deadline`, then drop what is left."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        self.flush()
-        while self._waiting and time.monotonic() < deadline:
-            poll.poll(max(0, deadline - time.monotonic()) * 1000)
-            self.flush()
-        if self._waiting:
-            self._drop("nobody read it in time")
-
-    def close(self, deadline: float) -> None:
-        """The last call: if something was dropped, a last line counts it, if that can be written."""
-        self.wait(deadline)
-        if self._lost:
-            self._confess()
-            self.wait(time.monotonic() + _POLL_INTERVAL)
-
-
-def _write_if_ready(fd: int, parts: Sequence[bytes | memoryview]) -> int:
-    """For a pipe that could not be opened anew: one that poll calls writable takes 4 KiB (PIPE_BUF) at once."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if not poll.poll(0):
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-    return os.write(fd, memoryview(parts[0])[:4096])
-
-
-# -- processes ---------------------------------------------------------------------------------------------------
-
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
-
-
-class _Account:
-    """A user with all its groups; looked up at each start, since the file can change."""
-
-    def __init__(self, name: str) -> None:
-        import pwd
-
-        os.close(os.open("/", os.O_RDONLY))  # getpwnam would call a lack of descriptors a lack of the user
-        entry = pwd.getpwnam(name)
-        self.name, self.uid, self.gid, self.home = name, entry.pw_uid, entry.pw_gid, entry.pw_dir
-        self.groups = os.getgrouplist(name, entry.pw_gid)
-
-
-class _Process:
-    """A child as `subprocess.Popen` shows it. `poll` looks without reaping: the loop still sees the death."""
-
-    def __init__(self, pid: int, returncode: int | None = None) -> None:
-        self.pid = pid
-        self.returncode = returncode
-
-    def poll(self) -> int | None:
-        if self.returncode is None and self.pid:
-            try:
-                end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                end = None
-            if end:
-                self.returncode = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-        return self.returncode
-
-    def signal_group(self, number: int) -> bool:
-        """Signal every process of its group; False when there is none left."""
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            if self.returncode is not None:
-                return False
-            os.kill(self.pid, number)  # forked a moment ago, it has no group yet; or it waits to be reaped
-        return True
-
-
-class _CannotStart(Exception):
-    """Why a command does not start; `code` is a shell's, or None where trying again may help."""
-
-    _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY)
-
-    def __init__(self, step: str, number: int, reason: str = "") -> None:
-        super().__init__(f"cannot {step}: {reason or os.strerror(number)}")
-        self.code = None if number in self._PASSING else 127 if number == errno.ENOENT else 126
-
-
-class _Nursery:
-    """Where children become commands. What only ctypes can ask of the kernel is loaded once, before the first fork."""
-
-    def __init__(self) -> None:
-        import ctypes
-
-        self._libc, self._get_errno = ctypes.CDLL(None, use_errno=True), ctypes.get_errno
-        self._no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        with open("/proc/self/status") as status:
-            bounding = next((int(line.split()[1], 16) for line in status if line.startswith("CapBnd:")), 0)
-        self._bounding_set = [number for number in range(64) if bounding >> number & 1]
-        self._report: tuple[int, int] | None = None  # where the children of a batch tell why they fail; exec closes it
-        self._commands: dict[int, str] = {}  # of that batch
-        self._problems: dict[int, _CannotStart] = {}
-
-    def prctl(self, option: int, argument: int) -> None:
-        self._raise_if(self._libc.prctl(option, argument, 0, 0, 0))
-
-    def _raise_if(self, failed: int) -> None:
-        if failed:
-            number = self._get_errno()
-            raise OSError(number, os.strerror(number))
-
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, account: _Account | None) -> int:
-        """Fork a child that becomes the command; `await_exec` tells whether it did. Several can do so side by side."""
-        step = f"execute {argv[0]}"
-        try:
-            program = _find_program(argv[0], env)
-            step = "open a pipe"
-            self._report = self._report or os.pipe2(os.O_CLOEXEC)
-            step = "fork"
-            # A signal that came between fork and exec would run PID 1's handlers in the child.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    self._become(program, argv, env, output, account, self._report[1])
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        except OSError as error:
-            raise _CannotStart(step, error.errno or 0) from None
-        self._commands[pid] = argv[0]
-        return pid
-
-    def await_exec(self, pid: int) -> None:
-        """Return when the child has become its command; raises _CannotStart if it could not."""
-        if self._report:
-            self._problems = self._settle(*self._report)
-            self._report, self._commands = None, {}
-        if problem := self._problems.pop(pid, None):
-            raise problem
-
-    def _settle(self, report: int, childrens_end: int) -> dict[int, _CannotStart]:
-        """Read what the batch tells until the last has been executed; a second at most, if one is stopped."""
-        os.close(childrens_end)
-        told, deadline = b"", time.monotonic() + 1
-        more = select.poll()
-        more.register(report, select.POLLIN)
-        while more.poll(max(0, deadline - time.monotonic()) * 1000) and (chunk := os.read(report, _READ_SIZE)):
-            told += chunk
-        os.close(report)
-        problems = {}
-        for line in os.fsdecode(told).split("\n")[:-1]:
-            pid, number, step = line.split(" ", 2)
-            problems[int(pid)] = _CannotStart(step or f"execute {self._commands[int(pid)]}", int(number))
-        return problems
-
-    def _become(
-        self,
-        program: str,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        output: int,
-        account: _Account | None,
-        report: int,
-    ) -> NoReturn:
-        """The child's part of `start`: every step works, or the command is not executed.
-
-        It gets a session of its own, /dev/null as stdin, `output` as the rest and no other descriptor, default
-        dispositions, an empty mask, no core dumps, no way to any privilege, and the account, if one is given.
-        """
-        step = "prepare its process"
-        try:
-            os.setsid()
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            for sig in signal.valid_signals():
-                if signal.getsignal(sig) != signal.SIG_DFL:
-                    signal.signal(sig, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            _offer_to_oom_killer()
-            step = "renounce privileges"
-            self.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-            if os.geteuid() == 0:
-                step = "drop capabilities (the container must have SETPCAP, or none at all)"
-                self._drop_bounding_set()
-            if account:
-                step = f"become {account.name} (the container must have SETUID and SETGID)"
-                os.setgroups(account.groups)
-                os.setresgid(account.gid, account.gid, account.gid)
-                os.setresuid(account.uid, account.uid, account.uid)
-                self.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made readable what PID 1 left here
-            step = "drop capabilities"
-            self._drop_capabilities()
-            step = ""
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.execve(program, list(argv), dict(env))
-        except Exception as error:
-            number = getattr(error, "errno", None) or errno.EINVAL
-            os.write(report, os.fsencode(f"{os.getpid()} {number} {step}\n"))
-        finally:
-            os._exit(127)
-
-    def _drop_bounding_set(self) -> None:
-        for number in self._bounding_set:
-            self.prctl(_PR_CAPBSET_DROP, number)
-
-    def _drop_capabilities(self) -> None:
-        self._raise_if(self._libc.capset(*self._no_capabilities))
-
-
-def _offer_to_oom_killer() -> None:
-    """The kernel should take a daemon rather than PID 1."""
+def _read_state(name: str, directory: str) -> str | None:
+    """A state file; None if there is none. A regular file of ours and of limited size: what is there may be forged."""
+    path = f"{directory}/{name}"
     try:
-        score = os.open("/proc/self/oom_score_adj", os.O_RDWR)
-        os.write(score, b"%d" % min(int(os.read(score, 16)) + 100, 1000))
-        os.close(score)
-    except OSError:
-        pass  # not allowed to whoever is not root
-
-
-# -- state for people and tools ----------------------------------------------------------------------------------
-
-
-# Nothing that a daemon puts in the way may lead us elsewhere (a link) or hold us up (a FIFO).
-_STATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-
-
-class _State:
-    """`status.json` and `events.jsonl`. Written at the end of a turn; a directory that fails is said once."""
-
-    def __init__(self, directory: str, secrets: _Secrets, say: Callable[[str], None]) -> None:
-        self.directory = directory
-        self._secrets = secrets
-        self._say = say
-        self._events: list[dict[str, Any]] = []
-        self._failing = False
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.directory, name)
-
-    def record(self, event: str, daemon: str | None, pid: int | None, **more: object) -> None:
-        if self.directory:
-            self._events.append({"time": time.time(), "event": event, "daemon": daemon, "pid": pid, **more})
-
-    def write(self, status: str) -> None:
-        """Replace the status, append the events; never raises."""
-        events = "".join(_json({**event, "time": _timestamp(event["time"])}) + "\n" for event in self._events)
-        self._events = []
-        try:
-            if not os.path.isdir(self.directory):
-                os.makedirs(self.directory)
-                os.chmod(self.directory, 0o755)  # whatever our umask is
-            if events:
-                self._append(self._bytes(events))
-            fd = os.open(self.path("status.json.new"), _STATE_FLAGS | os.O_TRUNC, 0o644)
-            with open(fd, "wb") as file:
-                os.fchmod(fd, 0o644)
-                file.write(self._bytes(status + "\n"))
-            os.replace(self.path("status.json.new"), self.path("status.json"))
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                advice = "all else goes on; BOT_BOTTLE_SIDECAR_STATE_DIR may name another"
-                self._say(f"cannot write the state to {self.directory}: {error.strerror}; {advice}")
-            self._failing = True
-
-    def _append(self, events: bytes) -> None:
-        path = self.path("events.jsonl")
-        fd = os.open(path, _STATE_FLAGS | os.O_APPEND, 0o644)
-        try:
-            os.fchmod(fd, 0o644)
-            size = os.fstat(fd).st_size
-            if os.write(fd, events) < len(events):
-                os.ftruncate(fd, size)  # the disk is full: rather no event than half of one
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(fd)
-        if size + len(events) >= _EVENTS_LIMIT:
-            os.replace(path, path + ".1")
-
-    def _bytes(self, text: str) -> bytes:
-        return self._secrets.redact(text.encode("utf-8", "backslashreplace"))
-
-
-# -- one daemon --------------------------------------------------------------------------------------------------
-
-_WAITING, _STARTING, _RUNNING, _CHECKING, _STOPPING = "waiting", "starting", "running", "checking", "stopping"
-_BACKOFF, _EXITED, _FAILED, _STOPPED = "backoff", "exited", "failed", "stopped"
-_LIVE = (_STARTING, _RUNNING, _CHECKING)
-_ENDED = (_EXITED, _FAILED, _STOPPED)
-
-
-class _Shared:
-    """What the daemons of one supervisor have in common."""
-
-    def __init__(self, clock: Callable[[], float], log: _Log, state: _State, secrets: _Secrets) -> None:
-        self.clock, self.log, self.state, self.secrets = clock, log, state, secrets
-        self.nursery = _Nursery()
-        self.environ = dict(os.environ)  # decoded once
-        self.may_restart = self.environ.get("BOT_BOTTLE_SIDECAR_RESTART") != "never"
-        self.owners: dict[int, _Daemon] = {}  # pid of a daemon or of its check
-        self.readers: dict[int, _Daemon] = {}  # descriptor to read
-        self.new_readers: list[int] = []  # those that the loop does not poll yet
-        self.due = 0.0  # when the next deadline of any daemon passes
-        self.changed = True
-        self._oom_counter = _open_oom_counter()  # stays open: a death is told a fifth of a millisecond sooner
-        self._oom_kills = self._count_oom_kills()
-        self._said: set[str] = set()
-
-    def say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self.log.say(text)
-
-    def was_oom(self) -> bool | None:
-        """Called when a daemon died of KILL: whether the OOM killer has struck since the last time."""
-        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
-        return None if before is None or self._oom_kills is None else self._oom_kills > before
-
-    def _count_oom_kills(self) -> int | None:
-        try:
-            counters = os.pread(self._oom_counter, 4096, 0) if self._oom_counter else b""
-            return int(counters.partition(b"oom_kill ")[2].split()[0])
-        except (OSError, IndexError):
-            return None
-
-
-class _Daemon:
-    """One daemon: its state, its deadline, its pipe. `_enter` alone writes the first two.
-
-    state     | restart asked for | leader ended        | deadline passed     | shutdown
-    ----------|-------------------|---------------------|---------------------|----------------
-    waiting   | start             |                     | start, with warning | stopped
-    starting  | check, or stop    | policy              | look at the port    | stop
-    running   | check, or stop    | policy              |                     | stop
-    checking  | check once more   | start               | kill the check      | stop
-    stopping  | start afterwards  | go on if group gone | KILL the group      | stopped afterwards
-    backoff   | start             |                     | start               | stopped
-    exited    | start             |                     |                     |
-    failed    | start             |                     |                     |
-    stopped   |                   |                     |                     |
-
-    check: exit 0 -> stop, then start; else back to starting or running, untouched. stop: TERM to the group, KILL
-    at the deadline; what follows waits until the group is empty. policy: backoff or exited, by way of stopping
-    where the group outlives its leader. start -> starting (a port) or running; failed if it cannot be executed.
-    """
-
-    def __init__(self, spec: _DaemonSpec, shared: _Shared) -> None:
-        self.spec, self._shared = spec, shared
-        self.state, self.deadline = _WAITING, float("inf")
-        self.process: _Process | None = None
-        self.lines = _Lines(spec.name, shared.secrets)
-        self.ready = self.was_ready = False  # now; since the beginning, which is all that others wait for
-        self.failure = 0  # how it failed by itself, where it was not brought back
-        self.ended = 0  # how the shutdown ended it
-        self.after: list[_Daemon] = []
-        self._output: tuple[int, int] | None = None  # one pipe for all its lives: it never ends, never leaks
-        self._check: _Process | None = None
-        self._check_again = self._may_check_again = False
-        self._asked = False  # its next start was asked for
-        self._then = ""  # the state that follows stopping
-        self.grace = _RESTART_GRACE_SECONDS
-        self._kill_at = self._back_at = 0.0
-        self._killed = False
-        self._deaths = self._failed_starts = 0  # in a row
-        self._starts = 0
-        self._started_at = self._started_time = 0.0  # by the steady clock, and by the wall's
-        self._last_exit: str | None = None
-        self._description = ""
-
-    # what happens to it
-
-    def begin(self) -> _Process | None:
-        """The first start: `born` follows for whom this returns; others wait until those they come after are ready."""
-        missing = self._not_ready()
-        if not missing:
-            return self._fork()
-        self._say(f"{self.spec.name} waits for {missing}")
-        self._enter(_WAITING, self._shared.clock() + _AFTER_SECONDS)
-        return None
-
-    def restart(self, grace: float) -> None:
-        """Asked for by a signal or a caller; nothing happens here that waits."""
-        if self.state == _CHECKING:
-            self._check_again = True  # the file that is being checked may not be the newest
-            return
-        if not self._asked:
-            self._say(f"restarting {self.spec.name}")
-            self._record("restarting")
-        self._asked, self._deaths, self.grace, self._may_check_again = True, 0, grace, True
-        if self.state == _STOPPING:
-            self._then = _STARTING
-        elif self.state not in _LIVE:
-            self._start()
-        elif self.spec.check:
-            self._start_check()
-        else:
-            self._stop(_STARTING)
-
-    def shut_down(self, kill_at: float) -> None:
-        self._asked = False
-        if self.state in (_WAITING, _BACKOFF):
-            self._enter(_STOPPED)
-            self._record("stopped")
-        elif self.state in (*_LIVE, _STOPPING):
-            self.grace = _GRACE_SECONDS
-            self._stop(_STOPPED, kill_at)
-            if self.process and self.process.returncode is not None:
-                self._pursue_stop()
-
-    def reaped(self, pid: int, returncode: int) -> None:
-        """A child of ours ended: the daemon, or its check. First comes what it wrote, as far as the log has room."""
-        all_read = self.drain()
-        if self.process and pid == self.process.pid:
-            self.process.returncode = returncode
-            if all_read:  # else the rest of its last line is still to come
-                self._shared.log.put(self.lines.finish())
-            if self.state == _STOPPING:
-                self._say_exit()
-                self._pursue_stop()
-            else:
-                self._die()
-        elif self._check and pid == self._check.pid:
-            self._check.returncode = returncode
-            self._shared.log.put(self.lines.finish())
-            said = self.lines.last_words.decode("utf-8", "replace").splitlines()[-1:]
-            problem = f"its check exited {_exit_text(returncode)}" + "".join(f" ({line})" for line in said)
-            self._finish_check(problem if returncode else "")
-
-    def advance(self, now: float) -> bool:
-        """Act on a deadline, or on what others have become. True when its group had to be killed."""
-        late = now >= self.deadline
-        if self.state == _WAITING:
-            missing = self._not_ready()
-            if missing and late:
-                self._say(f"{self.spec.name} does not wait any longer for {missing}")
-            if late or not missing:
-                self._start()
-        elif self.state == _STARTING and late:
-            self._look_at_port()
-        elif self.state == _CHECKING and late:
-            self._finish_check(f"its check took longer than {_CHECK_SECONDS:g} s")
-        elif self.state == _STOPPING and (late or (self.process and self.process.returncode is not None)):
-            return self._pursue_stop()
-        elif self.state == _BACKOFF and late:
-            self._start()
-        return False
-
-    def _not_ready(self) -> str:
-        return ", ".join(other.spec.name for other in self.after if not other.was_ready)
-
-    # how it goes from state to state
-
-    def _enter(self, state: str, deadline: float = float("inf")) -> None:
-        self.state, self.deadline = state, deadline
-        self.ready = self.ready and state in _LIVE
-        self._description = ""
-        self._shared.due = min(self._shared.due, deadline)
-        self._shared.changed = True
-
-    def _start(self) -> None:
-        """-> starting, running, failed, or backoff where it may work later"""
-        if process := self._fork():
-            self.born(process)
-
-    def _fork(self) -> _Process | None:
-        """The first half of a start; `born` is the second. None: it has failed already."""
-        if not self._asked:
-            self._say(f"starting {self.spec.name}")
-        try:
-            return self._spawn(self.spec.argv)
-        except _CannotStart as problem:
-            self._not_started(problem)
-            return None
-
-    def born(self, process: _Process) -> None:
-        """Called when it has been forked; returns when it has been executed, or has failed."""
-        try:
-            self._shared.nursery.await_exec(process.pid)
-        except _CannotStart as problem:
-            self._not_started(problem)
-            return
-        self.process = process
-        self._starts += 1
-        self._started_at, self._started_time = self._shared.clock(), time.time()
-        self.failure, self._failed_starts, self.lines.last_words = 0, 0, b""
-        if self._asked:
-            self._say(f"{self.spec.name} restarted (pid {process.pid})")
-        self._record("restarted" if self._asked else "started")
-        self._asked = False
-        if self.spec.port is None:
-            self._become_ready()
-        else:
-            self._enter(_STARTING, self._started_at + _POLL_INTERVAL)
-
-    def _not_started(self, problem: _CannotStart) -> None:
-        """-> backoff, failed"""
-        if problem.code is None:
-            self._failed_starts += 1
-            delay = _backoff(self._failed_starts)
-            self._say(f"cannot start {self.spec.name}: {problem}; the next try is in {delay:.1f} s")
-            self._enter(_BACKOFF, self._shared.clock() + delay)
-        else:
-            self._asked, self.failure = False, problem.code
-            again = " until it is restarted by a signal" if ("restart", self.spec.name) in _SIGNALS.values() else ""
-            self._say(f"cannot start {self.spec.name}: {problem}; it stays down{again}")
-            self._enter(_FAILED)
-            self._record("failed", reason=str(problem), code=problem.code)
-
-    def _look_at_port(self) -> None:
-        now = self._shared.clock()
-        try:
-            listening = _is_listening(self.spec.port or 0)
-        except OSError as error:
-            listening = False
-            self._shared.say_once(f"cannot tell who is ready: {error.filename}: {error.strerror}")
-        if listening:
-            self._say(f"{self.spec.name} ready after {now - self._started_at:.2f} s")
-            self._become_ready()
-        else:  # the longer it takes, the less often: a port that never opens must not keep us busy
-            self._enter(_STARTING, now + min(max(_POLL_INTERVAL, (now - self._started_at - 30) / 20), 5.0))
-
-    def _become_ready(self) -> None:
-        self.ready = self.was_ready = True
-        self._record("ready", seconds=round(self._shared.clock() - self._started_at, 3))
-        self._enter(_RUNNING)
-        self._shared.due = 0.0  # somebody may wait for this
-
-    def _start_check(self) -> None:
-        """starting, running -> checking"""
-        self._check_again, self.lines.last_words = False, b""
-        try:
-            check = self._spawn(self.spec.check or ())
-            self._shared.nursery.await_exec(check.pid)
-        except _CannotStart as problem:
-            self._refuse_restart(str(problem))
-        else:
-            self._check = check
-            self._enter(_CHECKING, self._shared.clock() + _CHECK_SECONDS)
-
-    def _finish_check(self, problem: str) -> None:
-        """checking -> stopping if there is no problem, else as before"""
-        self._kill_check()
-        if self._check_again and self._may_check_again:
-            self._may_check_again = False  # once: a storm of signals shall not put the restart off for ever
-            self._start_check()
-        elif problem:
-            self._refuse_restart(problem)
-        else:
-            self._stop(_STARTING)
-
-    def _refuse_restart(self, problem: str) -> None:
-        self._asked = False
-        self._say(f"cannot restart {self.spec.name}: {problem}; the running one stays")
-        self._record("check-failed", reason=problem)
-        if self.ready:
-            self._enter(_RUNNING)
-        else:
-            self._enter(_STARTING, self._shared.clock())
-
-    def _kill_check(self) -> None:
-        if self._check:
-            self._signal(self._check, signal.SIGKILL)
-            self._check = None
-
-    def _stop(self, then: str, kill_at: float | None = None, back_at: float = float("inf")) -> None:
-        """-> stopping; when the group is empty -> `then`"""
-        assert self.process
-        self._kill_check()
-        self._then, self._back_at, self._killed = then, back_at, False
-        self._kill_at = self._shared.clock() + self.grace if kill_at is None else kill_at
-        self._signal(self.process, signal.SIGTERM)
-        self._signal(self.process, signal.SIGCONT)  # one that was stopped takes its TERM only now
-        self._enter(_STOPPING, self._kill_at)
-
-    def _die(self) -> None:
-        """starting, running, checking -> what the policy says; by way of stopping if its group lives"""
-        assert self.process and self.process.returncode is not None
-        code, now = self.process.returncode, self._shared.clock()
-        self.failure = _shell_code(code)
-        self._deaths = 1 if now - self._started_at >= _STEADY_SECONDS else self._deaths + 1
-        policy = self.spec.restart if self._shared.may_restart else "never"
-        if self._asked:  # checking: with the old one gone, there is nothing to protect
-            then, delay = _STARTING, 0.0
-        elif policy == "always" or (policy == "on-failure" and code != 0):
-            then, delay = _BACKOFF, _backoff(self._deaths)
-        else:
-            then, delay = _EXITED, None
-        self._say_exit(delay)
-        if self._deaths == _CRASH_LOOP_DEATHS and then == _BACKOFF:
-            self._say(f"{self.spec.name} is crash-looping: {self._deaths} deaths without {_STEADY_SECONDS:g} s of life")
-            self._record("crash-looping", deaths=self._deaths)
-        self.grace = _RESTART_GRACE_SECONDS
-        self._stop(then, back_at=float("inf") if delay is None else now + delay)
-        self._pursue_stop()
-
-    def _pursue_stop(self) -> bool:
-        """stopping -> what follows, once the group is empty; KILL at the deadline, which is told by True"""
-        assert self.process
-        now = self._shared.clock()
-        # Two seconds after KILL only the dead are left whose parent, elsewhere, does not bury them,
-        # or whom we may not signal; a shutdown does not wait for those either.
-        hopeless = self._killed and now >= self._kill_at + 2
-        code = self.process.returncode
-        if hopeless and self._then == _STOPPED and code is None:
-            code = -signal.SIGKILL
-        if code is not None and (hopeless or not self._signal(self.process, 0)):
-            if self._then == _STARTING:
-                self._start()
-            else:
-                self._enter(self._then, self._back_at)
-                if self._then == _STOPPED:
-                    self.ended = _shell_code(code)
-                    self._record("stopped")
-            return False
-        kill = now >= self._kill_at and not self._killed
-        if kill:
-            self._killed = True
-            self._signal(self.process, signal.SIGKILL)
-            self._record("killed")
-        unseen = self._killed or code is not None  # from here on the end of the group may come without a signal to us
-        self._enter(_STOPPING, now + _POLL_INTERVAL if unseen else self._kill_at)
-        return kill
-
-    # what it needs for that
-
-    def _spawn(self, argv: Sequence[str]) -> _Process:
-        """Start the daemon or its check, under its account, in its environment, into its pipe."""
-        env = _env_for_daemon(self.spec.name, self._shared.environ)
-        account = self._account()
-        if account:
-            env.update(HOME=account.home, USER=account.name, LOGNAME=account.name)
-        if self._shared.state.directory:
-            env["SIDECAR_STATUS_FILE"] = self._shared.state.path("status.json")
-            env["SIDECAR_EVENTS_FILE"] = self._shared.state.path("events.jsonl")
-        process = _Process(self._shared.nursery.start(argv, env, self._open_output(account), account))
-        self._shared.owners[process.pid] = self
-        return process
-
-    def _signal(self, process: _Process, number: int) -> bool:
-        """Signal its group, or its check's; False when there is none."""
-        try:
-            return process.signal_group(number)
-        except PermissionError as error:
-            self._shared.say_once(f"cannot signal {self.spec.name}: {error.strerror}; the container must have KILL")
-            return True
-
-    def _account(self) -> _Account | None:
-        user = self.spec.user
-        if user is None:
-            return None
-        if os.geteuid() != 0:
-            self._shared.say_once(f"cannot run {self.spec.name} as {user}: not root; it runs as the supervisor's user")
-            return None
-        try:
-            return _Account(user)
-        except (KeyError, ValueError):  # none, or no name that this locale can write
-            raise _CannotStart(f"become {user}", errno.EINVAL, "there is no such user") from None
-        except OSError as error:
-            raise _CannotStart(f"become {user}", error.errno or 0) from None
-
-    def _open_output(self, account: _Account | None) -> int:
-        """The end of its pipe that it writes to."""
-        if self._output is None:
-            try:
-                self._output = os.pipe()
-            except OSError as error:
-                raise _CannotStart("open a pipe", error.errno or 0) from None
-            os.set_blocking(self._output[0], False)
-            self._shared.readers[self._output[0]] = self
-            self._shared.new_readers.append(self._output[0])
-        os.set_blocking(self._output[1], True)  # an earlier life may have changed what it shares with the next
-        if account:
-            try:
-                os.fchown(self._output[1], account.uid, account.gid)  # so that it can open /dev/stderr
-            except OSError:
-                pass  # not allowed here; it can do without
-        return self._output[1]
-
-    def drain(self) -> bool:
-        """Read what the dead have written; a grandchild that goes on writing does not keep us here. True: all of it."""
-        log, budget = self._shared.log, _LOG_LIMIT
-        while self._output and budget > 0 and log.has_room(_LOG_LIMIT_LAST_WORDS):
-            try:
-                chunk = os.read(self._output[0], _READ_SIZE)
-            except BlockingIOError:
-                return True
-            budget -= len(chunk)
-            log.put(self.lines.feed(chunk))
-            log.flush()
-        return False
-
-    def _say_exit(self, delay: float | None = None) -> None:
-        assert self.process and self.process.returncode is not None
-        code, uptime = self.process.returncode, self._shared.clock() - self._started_at
-        killer = _signal_name(-code) if code < 0 else None
-        oom = self._shared.was_oom() if _shell_code(code) == 137 and not self._killed else False
-        text = f"{self.spec.name} exited {_exit_text(code)}{' (out of memory)' if oom else ''}; up {uptime:.1f} s"
-        if delay is not None:
-            text += f"; restart {self.restarts + 1} in {delay:.1f} s"
-        self._say(text)
-        self._shared.log.flush()  # people first
-        self._last_exit = killer or f"code {code}"
-        self._record(
-            "exited",
-            code=None if killer else code,
-            signal=killer,
-            uptime=round(uptime, 3),
-            restarts=self.restarts,
-            next_start_in=None if delay is None else round(delay, 3),
-            last_lines=self.lines.last_words.decode("utf-8", "replace").splitlines()[-5:],
-            oom=oom,
-        )
-
-    def _say(self, text: str) -> None:
-        self._shared.log.say(text)
-
-    def _record(self, event: str, **more: object) -> None:
-        self._shared.state.record(event, self.spec.name, self.process.pid if self.process else None, **more)
-
-    # what others want to know
-
-    @property
-    def restarts(self) -> int:
-        return max(self._starts - 1, 0)
-
-    def describe(self) -> str:
-        """Its part of status.json, made anew only after a change."""
-        if not self._description:
-            live = self.state in (*_LIVE, _STOPPING)
-            wait = self.deadline - self._shared.clock()
-            self._description = _json(
-                {
-                    "name": self.spec.name,
-                    "state": self.state,
-                    "ready": self.ready,
-                    "pid": self.process.pid if self.process and live else None,
-                    "port": self.spec.port,
-                    "user": self.spec.user,
-                    "started_at": _timestamp(self._started_time) if self._starts else None,
-                    "restarts": self.restarts,
-                    "crash_looping": self.state == _BACKOFF and self._deaths >= _CRASH_LOOP_DEATHS,
-                    "next_start_at": _timestamp(time.time() + wait) if self.state == _BACKOFF else None,
-                    "last_exit": self._last_exit,
-                }
-            )
-        return self._description
-
-
-# -- signals -----------------------------------------------------------------------------------------------------
-
-
-class _Inbox:
-    """Records signals for the loop. A descriptor wakes poll, which a Python handler alone would not."""
-
-    _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
-
-    def __init__(self) -> None:
-        self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._recorded: dict[int, None] = {}
-
-    def open(self) -> None:
-        """Called once by the program, before the first child: from now on signals are recorded until it ends."""
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in self._NUMBERS:
-            signal.signal(number, self._record)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-    def _record(self, number: int, _: FrameType | None) -> None:
-        self._recorded[number] = None
-
-    def take(self) -> list[str]:
-        """The names of the signals that came since the last time, each once, in order; when `fd` is readable."""
-        os.read(self.fd, _READ_SIZE)
-        recorded, self._recorded = self._recorded, {}
-        return [_signal_name(number)[3:] for number in recorded]
-
-
-# -- the supervisor ----------------------------------------------------------------------------------------------
-
-
-class _Supervisor:
-    """All daemons, the poll object and the loop."""
-
-    def __init__(
-        self,
-        specs: Sequence[_DaemonSpec],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        log: _Log | None = None,
-        state: _State | None = None,
-        inbox: _Inbox | None = None,
-    ) -> None:
-        secrets = _Secrets(os.environb, _SECRETS)
-        self._log = log or _Log(1, secrets)
-        self._state = state or _State("", secrets, self._log.say)
-        self._inbox = inbox
-        self._shared = _Shared(clock, self._log, self._state, secrets)
-        self.specs = list(specs)
-        self.shutdown_at: float | None = None  # the time of the first request
-        self._daemons = [_Daemon(spec, self._shared) for spec in specs]
-        self._by_name = {daemon.spec.name: daemon for daemon in self._daemons}
-        for daemon in self._daemons:
-            daemon.after = [self._by_name[name] for name in daemon.spec.after if name in self._by_name]
-        self._all, self._quiet = select.poll(), select.poll()  # the second while there is no room for a line more
-        self._quiet.register(self._log.fd, select.POLLOUT)
-        self._awaits_reader = False
-        self._last_read = -1
-        self._done = False
-        self._started_at, self._start_ticks = _timestamp(time.time()), _start_ticks(os.getpid())
-        if inbox:
-            self._all.register(inbox.fd, select.POLLIN)
-            self._quiet.register(inbox.fd, select.POLLIN)
-
-    # the public face
-
-    @property
-    def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
-        """One slot a daemon, in table order; its current process, or its last; pid 0 if there never was one."""
-        return [(daemon.spec, daemon.process or _Process(0, daemon.failure or None)) for daemon in self._daemons]
-
-    def start_all(self) -> None:
-        """Called once. Those that need not wait for others are started now, in table order, and have been executed."""
-        for daemon, process in [(daemon, daemon.begin()) for daemon in self._daemons]:
-            if process:
-                daemon.born(process)
-        self._log.flush()
-
-    def tick(self, timeout: float = 0.0) -> bool:
-        """One turn of the loop, never waiting longer than `timeout`; True when every child has exited for good."""
-        readable = self._poll(timeout)
-        self._carry_output(readable)
-        signals = self._inbox.take() if self._inbox and self._inbox.fd in readable else []
-        if "CHLD" in signals or not self._inbox:
-            self._reap()
-        self._heed(signals)
-        self._meet_deadlines()
-        self._log.flush()
-        if self._shared.changed:
-            self._shared.changed = False
-            self._done = all(daemon.state in _ENDED for daemon in self._daemons)
-            self._write_state()
-        return self._done
-
-    def request_shutdown(self, reason: str) -> None:
-        """TERM to every group at once; `tick` does the rest. A second request changes nothing."""
-        if self.shutdown_at is not None:
-            return
-        self.shutdown_at = self._shared.clock()
-        self._log.say(f"shutting down ({reason}); forwarding SIGTERM")
-        self._state.record("shutdown", None, os.getpid(), reason=reason)
-        self._shared.changed = True
-        for daemon in self._daemons:
-            daemon.shut_down(self.shutdown_at + _GRACE_SECONDS)
-
-    def forward_signal(self, sig: int, name: str) -> bool:
-        """Signal the daemon's own process. True when a live child was signalled."""
-        self._shared.changed = True
-        daemon, what = self._by_name.get(name), _signal_name(sig)
-        if self.shutdown_at is not None:
-            why = "supervisor is shutting down"
-        elif daemon is None:
-            why = f"{name} is not selected"
-        elif daemon.state not in _LIVE or daemon.process is None or daemon.process.poll() is not None:
-            why = f"{name} is not running"
-        else:
-            try:
-                os.kill(daemon.process.pid, sig)
-            except OSError as error:  # another account's, and the container has no KILL
-                why = f"cannot signal it: {error.strerror}"
-            else:
-                self._log.say(f"forwarded {what} to {name}")
-                self._state.record("signal", name, daemon.process.pid, signal=what, forwarded=True)
-                return True
-        self._log.say(f"{what} for {name} dropped; {why}")
-        self._state.record("signal", name, None, signal=what, forwarded=False, reason=why)
-        return False
-
-    def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
-        """Restart in place and wait for it. False: unknown name, shutting down, or the check or the start failed."""
-        daemon = self._by_name.get(name)
-        before = daemon.process if daemon else None
-        if daemon is None or not self._restart(name, grace):
-            return False
-        while daemon.state in (_CHECKING, _STOPPING):
-            self.tick(self._time_to_next_deadline())
-        return daemon.state in _LIVE and daemon.process is not before
-
-    def exit_code(self) -> int:
-        """The worst of those that failed by themselves and were not brought back; else of those that we ended,
-        where one that had to be killed is worse than any that went when told to."""
-        failures = [daemon.failure for daemon in self._daemons]
-        ended = [daemon.ended for daemon in self._daemons]
-        return max(failures, default=0) or (137 if 137 in ended else max(ended, default=0))
-
-    # the loop
-
-    def run(self) -> int:
-        """Start everything, and return the exit code when all of it has ended."""
-        self.start_all()
-        while not self.tick(self._time_to_next_deadline()):
-            pass
-        ended_at = self._shared.clock() if self.shutdown_at is None else self.shutdown_at
-        deadline = max(ended_at + _GRACE_SECONDS, self._shared.clock() + 5 * _POLL_INTERVAL)
-        for daemon in self._daemons:  # what there was no room for, and what those wrote that daemons left behind
-            self._log.wait(deadline)
-            daemon.drain()
-            self._log.put(daemon.lines.finish())
-        self._log.say(f"exit {self.exit_code()}")
-        self._write_state("stopped")
-        self._log.close(deadline)
-        return self.exit_code()
-
-    def guard(self) -> None:
-        """Called once by the program: what PID 1 holds is out of every daemon's reach; orphans come to us."""
-        self._shared.nursery.prctl(_PR_SET_DUMPABLE, 0)
-        if os.getpid() != 1:
-            self._shared.nursery.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-    def _time_to_next_deadline(self) -> float:
-        wait = max(0.0, self._shared.due - self._shared.clock())
-        return wait if self._inbox else min(wait, _POLL_INTERVAL)  # without an inbox, no death wakes us
-
-    def _poll(self, timeout: float) -> list[int]:
-        """Here the loop sleeps until something happens. Returns the descriptors that can be read."""
-        while self._shared.new_readers:
-            self._all.register(self._shared.new_readers.pop(), select.POLLIN)
-        if self._log.stalled != self._awaits_reader:
-            self._awaits_reader = self._log.stalled
-            if self._awaits_reader:
-                self._all.register(self._log.fd, select.POLLOUT)
-            else:
-                self._all.unregister(self._log.fd)
-        poll = self._all if self._log.has_room() else self._quiet
-        milliseconds = None if timeout == float("inf") else min(timeout, 3600) * 1000
-        # A signal that interrupts poll at its timeout makes it return nothing: a second look finds what came with it.
-        return sorted(fd for fd, _ in poll.poll(milliseconds) or poll.poll(0))
-
-    def _carry_output(self, fds: list[int]) -> None:
-        """One read from each daemon that has written, and on to the log; in turns, so that nobody starves."""
-        later = [fd for fd in fds if fd > self._last_read]
-        for fd in later + fds[: len(fds) - len(later)]:
-            daemon = self._shared.readers.get(fd)
-            if daemon is None:
-                continue
-            if not self._log.has_room():
-                break
-            self._last_read = fd
-            try:
-                self._log.put(daemon.lines.feed(os.read(fd, _READ_SIZE)))
-            except BlockingIOError:
-                continue
-            if not self._log.has_room(_READ_SIZE):
-                self._log.flush()  # the reader is at work on it while we read on
-        self._log.flush()
-
-    def _reap(self) -> None:
-        """Bury whoever has ended; reaping is cheaper than dying, so that this comes to an end."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if daemon := self._shared.owners.pop(pid, None):
-                daemon.reaped(pid, os.waitstatus_to_exitcode(status))
-                self._log.flush()
-            else:
-                self._shared.due = 0.0  # an orphan; it may have been the last of a group that is waited for
-
-    def _heed(self, signals: list[str]) -> None:
-        for name in signals:
-            if name in ("TERM", "INT"):
-                self.request_shutdown(f"SIG{name}")
-            elif name == "USR2":
-                self._shared.changed = True
-            elif name in _SIGNALS:
-                action, target = _SIGNALS[name]
-                if action == "forward":
-                    self.forward_signal(getattr(signal, f"SIG{name}"), target)
-                else:
-                    self._restart(target, _RESTART_GRACE_SECONDS)
-
-    def _restart(self, name: str, grace: float) -> bool:
-        daemon = self._by_name.get(name)
-        if self.shutdown_at is not None:
-            self._log.say(f"restart {name} skipped; supervisor is shutting down")
-        elif daemon is None:
-            self._log.say(f"restart {name} skipped; {name} is not selected")
-        else:
-            daemon.restart(grace)
-            return True
-        return False
-
-    def _meet_deadlines(self) -> None:
-        now = self._shared.clock()
-        if now < self._shared.due:
-            return
-        self._reap()  # nobody who has ended in time is killed, whenever the signal comes that tells of it
-        self._shared.due = float("inf")
-        killed: dict[float, list[str]] = {}
-        for daemon in self._daemons:
-            if daemon.advance(now):
-                killed.setdefault(daemon.grace, []).append(daemon.spec.name)
-            self._shared.due = min(self._shared.due, daemon.deadline)
-        for grace, names in killed.items():
-            self._log.say(f"grace ({grace:g}s) elapsed; SIGKILL on {', '.join(names)}")
-
-    def _write_state(self, state: str = "") -> None:
-        if not self._state.directory:
-            return
-        about = {
-            "pid": os.getpid(),
-            "start_ticks": self._start_ticks,
-            "state": state or ("running" if self.shutdown_at is None else "shutting-down"),
-            "started_at": self._started_at,
-            "updated_at": _timestamp(time.time()),
-            "signals": {name: {action: target} for name, (action, target) in _SIGNALS.items()},
-        }
-        daemons = ", ".join(daemon.describe() for daemon in self._daemons)
-        self._state.write(f'{_json(about)[:-1]}, "daemons": [{daemons}]}}')
-
-
-# -- commands ----------------------------------------------------------------------------------------------------
-# They read the state and send signals: no socket, no new way in. What they import, PID 1 does not pay for.
-
-
-def _state_path(name: str) -> str:
-    directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
-    if not directory:
-        raise _Refusal("cannot read the state: BOT_BOTTLE_SIDECAR_STATE_DIR is empty, so none is kept")
-    return os.path.join(directory, name)
-
-
-def _read_status() -> dict[str, Any]:
-    import json
-
-    path = _state_path("status.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            status: dict[str, Any] = json.load(file)
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, os.geteuid()):
+                raise _Refusal(f"cannot read {path}: it is not a regular file, or belongs to another user")
+            return file.read(1 << 24).decode("utf-8", "replace")
     except FileNotFoundError:
-        raise _Refusal(f"cannot find a supervisor: there is no {path}") from None
+        return None
     except OSError as error:
         raise _Refusal(f"cannot read {path}: {error.strerror}") from None
-    return status
 
 
-def _problem_with(status: dict[str, Any]) -> str:
-    """Why a status may be out of date; empty if its supervisor lives."""
-    try:
-        if _start_ticks(status["pid"]) == status.get("start_ticks"):
-            return ""
-    except (OSError, ValueError):
-        pass
-    return f"supervisor {status['pid']} is gone; it last wrote at {status.get('updated_at')}"
+def _read_status(*, may_be_stale: bool = False) -> dict[str, Any]:
+    """The status, of a supervisor that is running if there is one.
+
+    "stale" says why it may be out of date, "directory" where it is from.
+    """
+    import json
+
+    directories, gone = _state_directories(), None
+    for directory in directories:
+        text = _read_state("status.json", directory)
+        if text is None:
+            continue
+        status: dict[str, Any] = {**json.loads(text), "directory": directory, "stale": ""}
+        try:
+            if _start_ticks(status["pid"]) == status["start_ticks"]:
+                return status
+        except (OSError, ValueError):
+            pass
+        stale = f"supervisor (pid {status['pid']}) is not running; last update {status['updated_at']}"
+        gone = gone or {**status, "stale": stale}
+    if not directories:
+        raise _Refusal("cannot read the state: the state directory is set to nothing, so none is kept")
+    if gone is None:
+        raise _Refusal(f"cannot find a supervisor: there is no {directories[0]}/status.json")
+    if not may_be_stale:
+        raise _Refusal(f"cannot reach the supervisor: {gone['stale']}")
+    return gone
 
 
-def _live_status() -> dict[str, Any]:
+def _send(number: int) -> dict[str, Any]:
+    """Signal the supervisor; return its status from before."""
     status = _read_status()
-    if problem := _problem_with(status):
-        raise _Refusal(f"cannot reach the supervisor: {problem}")
+    try:
+        os.kill(status["pid"], number)
+    except OSError as error:
+        what = f"cannot send {_signal_name(number)} to the supervisor (pid {status['pid']})"
+        raise _Refusal(f"{what}: {error.strerror}") from None
     return status
 
 
-def _send(status: dict[str, Any], name: str) -> None:
-    try:
-        os.kill(status["pid"], getattr(signal, f"SIG{name}"))
-    except OSError as error:
-        raise _Refusal(f"cannot send SIG{name} to supervisor {status['pid']}: {error.strerror}") from None
+def _await_status(is_it: Callable[[dict[str, Any]], object], deadline: float) -> dict[str, Any] | None:
+    """The first live status of which `is_it` is true; None if there is none before the deadline."""
+    while not is_it(status := _read_status()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.002)
+    return status
 
 
-def _local_time(timestamp: str, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    from datetime import datetime
-
-    return datetime.fromisoformat(timestamp).astimezone().strftime(form)
+def _row_of(status: dict[str, Any], name: str) -> dict[str, Any]:
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in status["daemons"]}
+    if name not in rows:
+        raise _Refusal(
+            f"cannot find daemon {name}: it is not in the table, or not selected; there are {', '.join(rows)}"
+        )
+    return rows[name]
 
 
 def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
     """Columns as wide as they need; a line in the colour that its second cell has, on a terminal that wants it."""
-    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    has_colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        colour = colours.get(row[1], "") if coloured else ""
+        colour = colours.get(row[1], "") if has_colours else ""
         print(f"\033[{colour}m{line}\033[0m" if colour else line)
 
 
-def _state_of(daemon: dict[str, Any]) -> str:
-    return "crash-looping" if daemon["crash_looping"] else str(daemon["state"])
+def _since(timestamp: str) -> str:
+    """The time that has passed, or that has to pass, in one unit."""
+    from datetime import datetime
+
+    seconds = abs(time.time() - datetime.fromisoformat(timestamp).timestamp())
+    size, unit = next(
+        ((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "m")) if seconds >= size), (1, "s")
+    )
+    return f"{seconds // size:.0f}{unit}"
+
+
+def _state_of(row: dict[str, Any]) -> str:
+    return "crash-looping" if row["crash_looping"] else str(row["state"])
 
 
 def _status(options: Namespace) -> int:
-    status = _read_status()
-    problem = _problem_with(status)
+    status = _read_status(may_be_stale=True)
+    chosen = [_row_of(status, name) for name in options.names] or status["daemons"]
     if options.json:
         import json
 
-        print(json.dumps({**status, "stale": bool(problem)}, indent=2))
+        shown = {key: value for key, value in status.items() if key != "directory"}
+        print(json.dumps({**shown, "daemons": chosen, "stale": status["stale"] != ""}, indent=2))
     else:
-        rows = [["NAME", "STATE", "READY", "PID", "UP SINCE", "RESTARTS", "LAST EXIT"]]
-        for daemon in status["daemons"]:
-            since = _local_time(daemon["started_at"]) if daemon["pid"] else "-"
-            back = daemon["next_start_at"] and f"back at {_local_time(daemon['next_start_at'], '%H:%M:%S')}"
+        rows = [["NAME", "STATE", "READY", "PID", "PORT", "UP", "RESTARTS", "SIGNAL", "LAST EXIT"]]
+        for row in chosen:
+            uptime = _since(row["started_at"]) if row["pid"] else "-"
+            cells = [row["pid"], row["port"], uptime, str(row["restarts"]), row["signal"]]
+            cells.append(
+                str(row["last_exit"] or "")
+                .removeprefix("exited with ")
+                .removeprefix("was terminated by ")
+                .partition(" (")[0]
+            )
             rows.append(
-                [
-                    daemon["name"],
-                    _state_of(daemon),
-                    "yes" if daemon["ready"] else "no",
-                    str(daemon["pid"] or "-"),
-                    back or since,
-                    str(daemon["restarts"]),
-                    daemon["last_exit"] or "-",
-                ]
+                [row["name"], _state_of(row), "yes" if row["ready"] else "no", *(str(cell or "-") for cell in cells)]
             )
         _print_table(rows, {_RUNNING: "32", _BACKOFF: "33", _STARTING: "33", _FAILED: "31", "crash-looping": "31"})
-    if problem:
-        print(_one_line(f"cannot vouch for this: {problem}"), file=sys.stderr)
-    return 1 if problem else 0
+        for row in chosen:
+            again = f"; next start in {_since(row['next_start_at'])}" if row["next_start_at"] else ""
+            if row["reason"] and not row["ready"]:
+                print(_one_line(f"{row['name']} {row['reason']}{again}"))
+    if status["stale"]:
+        print(_one_line(f"stale status: {status['stale']}"), file=sys.stderr)
+    return 1 if status["stale"] else 0
 
 
 def _health(_: Namespace) -> int:
-    """Proves that the loop answers, and that everything runs."""
-    status = _live_status()
-    path = _state_path("status.json")
-    before = _version(path)
-    _send(status, "USR2")
-    if not _has_changed(path, before, time.monotonic() + 1):
-        raise _Refusal(f"unhealthy: supervisor {status['pid']} does not answer")
-    status = _live_status()
+    """Proves that the loop answers, and that everything is ready."""
+    before = _send(signal.SIGUSR2)
+    status = _await_status(lambda now: now["heartbeats"] != before["heartbeats"], time.monotonic() + 1)
+    if status is None:
+        raise _Refusal(f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
     if status["state"] != "running":
         raise _Refusal(f"unhealthy: the supervisor is {status['state']}")
-    down = [f"{daemon['name']} is {_state_of(daemon)}" for daemon in status["daemons"] if not daemon["ready"]]
+    down = [row for row in status["daemons"] if not row["ready"]]
     if down:
-        raise _Refusal(f"unhealthy: {', '.join(down)}, not ready")
-    print(f"healthy: {len(status['daemons'])} daemons run and are ready")
+        reasons = [
+            f"{row['name']} is {_state_of(row)}" + (f" ({row['reason']})" if row["reason"] else "") for row in down
+        ]
+        raise _Refusal(f"unhealthy: not ready: {', '.join(reasons)}")
+    print(f"healthy: {len(status['daemons'])} daemons are ready")
     return 0
 
 
-def _version(path: str) -> tuple[int, ...]:
-    try:
-        file = os.stat(path)
-    except OSError:
-        return ()
-    return file.st_ino, file.st_mtime_ns, file.st_size
-
-
-def _has_changed(path: str, version: tuple[int, ...], deadline: float) -> bool:
-    """Wait until the file is no longer what it was; False: at the deadline it still is."""
-    while _version(path) == version:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
-
-
-def _read_events(path: str) -> list[str]:
-    """The lines of both files, the older first; a half-written last line is left for later."""
-    lines: list[str] = []
-    for candidate in (path + ".1", path):
-        try:
-            with open(candidate, encoding="utf-8", errors="replace") as file:
-                lines += [line for line in file if line.endswith("\n")]
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise _Refusal(f"cannot read {candidate}: {error.strerror}") from None
-    return lines
+def _read_events() -> list[str]:
+    """The lines of both files, the older first. If the newer was rotated away between the two reads, they are equal."""
+    directory = _read_status(may_be_stale=True)["directory"]
+    newer, older = _read_state("events.jsonl", directory) or "", _read_state("events.jsonl.1", directory) or ""
+    text = older if newer and older.startswith(newer) else older + newer
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _newer(lines: list[str], last: str) -> list[str]:
-    """Those after the last that was seen, which is found again also after a rotation."""
+    """Those after the last that was seen, which is found also after a rotation."""
     return lines[len(lines) - lines[::-1].index(last) :] if last in lines else lines
 
 
 def _event_line(line: str) -> str:
     import json
+    from datetime import datetime
 
     try:
         event = json.loads(line)
-        when, kind, daemon = _local_time(event.pop("time")), event.pop("event"), event.pop("daemon") or "-"
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return _one_line(line.strip())
-    last_lines = event.pop("last_lines", None) or []
-    details = ", ".join(f"{key} {value}" for key, value in event.items() if value is not None and value is not False)
-    lines = [f"{when}  {kind:<13} {daemon:<12} {details}", *(f"    | {line}" for line in last_lines)]
-    return "\n".join(map(_one_line, lines))
+        when = datetime.fromisoformat(event.pop("time")).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        kind, daemon, last_lines = event.pop("event"), event.pop("daemon") or "-", event.pop("last_lines", None) or []
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):  # not ours
+        return _one_line(line.rstrip("\n"))
+    shown = {key.replace("_", " "): value for key, value in event.items() if value is not None and value is not False}
+    texts = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in shown.items()}
+    details = ", ".join(key if shown[key] is True else f"{key} {text}" for key, text in texts.items())
+    return "\n".join(
+        map(_one_line, [f"{when}  {kind:<13} {daemon:<12} {details}", *(f"    | {line}" for line in last_lines)])
+    )
 
 
 def _events(options: Namespace) -> int:
-    path = _state_path("events.jsonl")
-    show = str.rstrip if options.json else _event_line
-    lines = _read_events(path)
-    if not lines and not options.follow and not os.path.exists(path):
-        raise _Refusal(f"cannot find events: there is no {path}")
-    for line in lines[-options.n :] if options.n else []:
-        print(show(line))
-    last = lines[-1] if lines else ""
+    def show(lines: list[str]) -> list[str]:
+        chosen = [line for line in lines if not names or any(name in line for name in names)]
+        return [_one_line(line.rstrip("\n")) if options.json else _event_line(line) for line in chosen]
+
+    names = [f'"daemon": "{name}"' for name in options.names]
+    lines = _read_events()
+    if not lines and not options.follow:
+        raise _Refusal("cannot find events: no supervisor has written any")
+    for line in show(lines)[-options.n :] if options.n else []:
+        print(line)
     reader = select.poll()
-    reader.register(1, 0)  # tells only when whoever reads us has left
+    reader.register(1, 0)  # tells only that the reader has left
     while options.follow:
         sys.stdout.flush()
         if reader.poll(200):
             break
-        for line in _newer(_read_events(path), last):
-            print(show(line))
-            last = line
+        last, lines = lines[-1] if lines else "", _read_events()
+        for line in show(_newer(lines, last)):
+            print(line)
     return 0
 
 
-def _way_to_reload(status: dict[str, Any], name: str) -> tuple[str, str]:
-    """The signal that reloads this daemon, and what the supervisor then does: forward or restart."""
-    ways = [(sig, verb, target) for sig, action in status["signals"].items() for verb, target in action.items()]
-    mine = [(sig, verb) for sig, verb, target in ways if target == name]
-    if not mine:
-        reloaded = ", ".join(target for _, _, target in ways) or "nobody"
-        raise _Refusal(f"cannot apply {name}: no signal reloads it; the table's signals reload {reloaded}")
-    if name not in [daemon["name"] for daemon in status["daemons"]]:
-        raise _Refusal(f"cannot apply {name}: it is not selected")
-    if status["state"] != "running":
-        raise _Refusal(f"cannot apply {name}: the supervisor is {status['state']}")
-    return mine[0]
+def _reload(verb: str, name: str, number: int, timeout: float, what: str) -> int:
+    """Send what forwards a signal to a daemon or restarts it; wait until its status says how it went."""
+    before, deadline = _send(number), time.monotonic() + timeout
+    asked, pid = _row_of(before, name)["asked"], _row_of(before, name)["pid"]
+
+    def row_when(is_it: Callable[[dict[str, Any]], object], until: float) -> dict[str, Any] | None:
+        def check(status: dict[str, Any]) -> object:
+            if status["state"] != "running":
+                raise _Refusal(f"cannot {what} {name}: the supervisor is {status['state']}")
+            return is_it(_row_of(status, name))
+
+        status = _await_status(check, until)
+        return _row_of(status, name) if status else None
+
+    row = row_when(lambda row: row["asked"] > asked and row["answered"] == row["asked"], deadline)
+    if row is None:
+        raise _Refusal(f"cannot {what} {name}: the supervisor has not answered after {timeout:g} s; see its log")
+    if row["refused"]:
+        raise _Refusal(row["answer"])
+    if verb == "forward":  # one that has no handler for the signal exits at once
+        if gone := row_when(lambda row: row["pid"] != pid, min(deadline, time.monotonic() + 0.3)):
+            raise _Refusal(
+                f"cannot {what} {name}: {_signal_name(number)} was delivered, and it {gone['last_exit']}; see its log"
+            )
+        print(_one_line(row["answer"]))
+        return 0
+    is_settled = (_EXITED, _FAILED, _STOPPED, _BACKOFF)
+    row = row_when(lambda row: row["ready"] or row["state"] in is_settled, deadline)
+    if row is None or not row["ready"]:
+        why = row["reason"] or f"is {row['state']}" if row else f"is not ready after {timeout:g} s"
+        raise _Refusal(f"cannot confirm that {name} is ready: it was restarted, but {why}; see its log")
+    print(f"{name} restarted and ready" + (f" (pid {row['pid']})" if row["pid"] else ""))
+    return 0
 
 
 def _apply(options: Namespace) -> int:
-    """Send what reloads a daemon, and wait until the events say how it went."""
-    import json
-
-    status, name = _live_status(), options.name
-    sig, verb = _way_to_reload(status, name)
-    path = _state_path("events.jsonl")
-    last = (_read_events(path) or [""])[-1]
-    _send(status, sig)
-    deadline = time.monotonic() + options.timeout
-    answered, restarted, heard = False, False, None
-    while time.monotonic() < deadline:
-        version = _version(path)
-        for line in _newer(_read_events(path), last):
-            last = line
-            try:
-                event = json.loads(line)
-                kind, about = event["event"], event["daemon"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if kind == "shutdown":
-                raise _Refusal(f"cannot apply {name}: the supervisor is shutting down")
-            if about != name:
-                continue
-            answered = True
-            if kind in ("check-failed", "failed"):
-                raise _Refusal(f"cannot apply {name}: {event['reason']}; see the log of {name}")
-            if verb == "restart":
-                restarted = restarted or kind == "restarted"
-                if restarted and kind == "ready":
-                    print(f"{name} restarted and ready (pid {event['pid']})")
-                    return 0
-            elif kind == "signal":
-                if not event["forwarded"]:
-                    raise _Refusal(f"cannot apply {name}: {event['reason']}")
-                heard = event["pid"]
-                deadline = min(deadline, time.monotonic() + 0.3)  # one that has no handler dies of it at once
-            elif kind == "exited" and heard:
-                raise _Refusal(f"cannot apply {name}: SIG{sig} ended it; see the log of {name}")
-        _has_changed(path, version, deadline)
-    if heard:
-        print(f"{name} has got SIG{sig} (pid {heard})")
-        return 0
-    problem = "it is not ready" if answered else "the supervisor has not answered"
-    raise _Refusal(f"cannot apply {name}: {problem} after {options.timeout:g} s")
+    status, name = _read_status(), options.name
+    _row_of(status, name)
+    ways = [(verb, sig, target) for sig, action in status["signals"].items() for verb, target in action.items()]
+    for verb, sig, target in sorted(ways):  # forward before restart
+        if target == name:
+            return _reload(verb, name, getattr(signal, f"SIG{sig}"), options.timeout, "apply")
+    reloaded = ", ".join(target for _, _, target in ways) or "no daemon"
+    raise _Refusal(f"cannot apply {name}: the table's signals reload {reloaded}; try restart")
 
 
-def _obstacles(spec: _DaemonSpec) -> list[str]:
-    """Why this daemon, or its check, would not start."""
-    obstacles = []
-    for argv in filter(None, (spec.argv, spec.check)):
+def _restart_command(options: Namespace) -> int:
+    number = _row_of(_read_status(), options.name)["signal"]
+    if number is None:
+        raise _Refusal(f"cannot restart {options.name}: its row has no signal, which only the first 31 rows can have")
+    return _reload("restart", options.name, number, options.timeout, "restart")
+
+
+def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
+    """Why some daemons would not start."""
+    import shutil
+
+    accounts, obstacles = _read_accounts(), []
+    for spec in specs:
+        path = spec.env.get("PATH", os.environ.get("PATH", os.defpath))
+        for argv in filter(None, (spec.argv, spec.check, spec.ready)):
+            if shutil.which(argv[0], path=path) is None:
+                obstacles.append(f"{spec.name}: cannot execute {argv[0]}: it is not there, or not executable")
+        if spec.cwd and not os.path.isdir(spec.cwd):
+            obstacles.append(f"{spec.name}: cannot change to its working directory {spec.cwd}: there is none")
         try:
-            _find_program(argv[0], _env_for_daemon(spec.name, os.environ))
-        except OSError as error:
-            obstacles.append(f"{spec.name}: cannot execute {argv[0]}: {error.strerror}")
-    if spec.user and os.geteuid() == 0:
-        try:
-            _Account(spec.user)
-        except (KeyError, ValueError):
-            obstacles.append(f"{spec.name}: cannot become {spec.user}: there is no such user")
+            _account_of(spec, accounts, log)
+        except _CannotStart as problem:
+            obstacles.append(f"{spec.name}: {problem}")
     return obstacles
+
+
+def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
+    """Unknown names, and secrets that are set and cannot be kept from a daemon with the uid of their owner."""
+    accounts = _read_accounts() if os.geteuid() == 0 else {}
+    uids = {spec.name: accounts[spec.user].uid if spec.user in accounts else os.geteuid() for spec in specs}
+    known = [spec.name for spec in _DAEMONS]
+    warnings = [
+        f"there is no daemon {name}; ignored" for name in _requested_names(os.environ) or () if name not in known
+    ]
+    for prefix, owners in _SECRETS.items():
+        for owner in owners if any(key.startswith(prefix) for key in os.environ) else ():
+            for other in uids.keys() - owners if owner in uids else ():
+                if uids[other] == uids[owner]:
+                    why = f"it runs as the same user as {owner}; give {owner} its own"
+                    warnings.append(f"cannot keep {prefix}* from {other}: {why}")
+    return sorted(warnings)
 
 
 def _plan(_: Namespace) -> int:
     """What would run; starts nothing."""
-    secrets = _Secrets(os.environb, _SECRETS)
-
-    def clean(text: str) -> str:
-        return secrets.redact(text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
-
+    log = _Log(2, _Secrets(os.environb, _SECRETS))
     specs = _selected_daemons(os.environ)
     names = [spec.name for spec in specs]
-    rows = [["ORDER", "NAME", "RUNS AS", "PORT", "AFTER", "RESTART", "COMMAND"]]
+    rows = [["ORDER", "NAME", "USER", "PORT", "AFTER", "RESTART", "COMMAND"]]
     for order, spec in enumerate(specs, 1):
-        user = spec.user or "(supervisor)"
-        if spec.user and os.geteuid() != 0:
-            user = f"(supervisor, not {spec.user}: not root)"
-        after = ", ".join(name for name in spec.after if name in names) or "-"
-        command = clean(" ".join(spec.argv))
+        user = spec.user if spec.user and os.geteuid() == 0 else f"- (not {spec.user}: not root)" if spec.user else "-"
+        after = ",".join(name for name in spec.after if name in names) or "-"
+        command = log.redact_text(" ".join(spec.argv))
         command = command if len(command) <= 80 else command[:77] + "..."
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
+    problems = [*_obstacles(specs, log), *_warnings(specs)]
     if specs:
+        grace = max(_GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace for spec in specs)
         _print_table(rows, {})
+        needed = f"at least {grace + _GIVE_UP_SECONDS:.0f} s"
+        print(f"the container's stop_grace_period or terminationGracePeriodSeconds must be {needed}")
     else:
         print("no daemons selected; nothing to do")
-    problems = [obstacle for spec in specs for obstacle in _obstacles(spec)] + _exposed_secrets(specs)
-    problems += [f"{name}: no such daemon in the table" for name in _unknown_names(os.environ)]
-    for problem in dict.fromkeys(problems):
-        print(_one_line(clean(problem)))
+    for problem in problems or ["ok"]:
+        print(_one_line(log.redact_text(problem)))
     return 1 if problems else 0
 
 
-# -- the program -------------------------------------------------------------------------------------------------
+# -- the program -------------------------------------------------------------------------------------------------------
 
 
 def _keep_standard_descriptors() -> None:
@@ -1917,36 +2448,40 @@ def _keep_standard_descriptors() -> None:
         pass
     os.close(fd)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            try:
-                os.set_inheritable(int(name), False)
-            except OSError:
-                pass  # the one that listed them
+        try:
+            os.set_inheritable(int(name), int(name) <= 2)
+        except OSError:
+            pass  # the one that listed them
 
 
 def _supervise() -> int:
-    """Be the supervisor, until all daemons have ended."""
+    """Be the supervisor, until all daemons have exited."""
+    inbox = _Inbox()
+    inbox.open(len(_DAEMONS))
     _keep_standard_descriptors()
-    secrets = _Secrets(os.environb, _SECRETS)
-    log = _Log(1, secrets)
-    if (mode := os.environ.get("BOT_BOTTLE_SIDECAR_RESTART", "")) not in ("", "never"):
-        log.say(f"BOT_BOTTLE_SIDECAR_RESTART={mode} ignored; only never is known")
-    if unknown := _unknown_names(os.environ):
-        log.say(f"unknown daemons ignored: {', '.join(unknown)}")
+    log = _Log(1, _Secrets(os.environb, _SECRETS))
     specs = _selected_daemons(os.environ)
-    for warning in _exposed_secrets(specs):
+    if (mode := _setting(os.environ, "RESTART")) not in ("", "never"):
+        log.say(f"the restart mode {mode} is ignored; only never is known")
+    for warning in _warnings(specs):
         log.say(warning)
     if not specs:
         log.say("no daemons selected; nothing to do")
         log.close(time.monotonic() + _GRACE_SECONDS)
         return 0
-    directory = os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR", _STATE_DIRECTORY)
-    directory = directory and os.path.abspath(directory)  # daemons are told of it, wherever they go
-    inbox = _Inbox()
-    inbox.open()
-    supervisor = _Supervisor(specs, log=log, state=_State(directory, secrets, log.say), inbox=inbox)
-    supervisor.guard()
+    directories = _state_directories()
+    state = _State(next(filter(_is_usable, directories), directories[-1] if directories else ""), log)
+    supervisor = _Supervisor(specs, log=log, state=state, inbox=inbox)
+    _Kernel().empty_environment_block()
     return supervisor.run()
+
+
+def _is_usable(directory: str) -> bool:
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK)
 
 
 def _answer(command: Callable[[Namespace], int], options: Namespace) -> int:
@@ -1961,14 +2496,14 @@ def _answer(command: Callable[[Namespace], int], options: Namespace) -> int:
         code = command(options)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter shall not try it once more
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter must not try it once more
         if isinstance(error, BrokenPipeError):
-            return 0  # who read us has left
+            return 0  # the reader has left
         raise _Refusal(f"cannot write the answer: {error.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         if command is _plan:
             raise  # it reads no state
-        raise _Refusal(f"cannot use {_state_path('')}: what is there was not written by a supervisor") from None
+        raise _Refusal("cannot use the state: it was not written by a supervisor of this version") from None
     return code
 
 
@@ -1990,49 +2525,54 @@ def _command_line(arguments: list[str]) -> int:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"cannot understand the command line: {message}; see {self.prog} --help\n")
 
-    parser = Parser(description="PID 1 of a container that holds several daemons. No command: supervise.")
+    parser = Parser(description="PID 1 of a container that runs several daemons. Without a command: supervise.")
     parser.add_argument("--version", action="version", version=f"sidecar-init {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    plan = commands.add_parser("plan", help="what would run, as whom, what is missing; exit 1 if something is")
-    for place in (parser, plan):
-        help_text = "a TOML file instead of the shipped table of daemons"
-        place.add_argument("--table", metavar="FILE", help=help_text, default=argparse.SUPPRESS)
-    status = commands.add_parser("status", help="a table of the daemons, or JSON")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    commands.add_parser("health", help="0: the loop answers and every daemon is ready; 1: the reason")
-    events = commands.add_parser("events", help="the last events, for people or as JSON lines")
-    events.add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
-    events.add_argument("--follow", action="store_true", help="go on with new ones until Ctrl-C")
-    events.add_argument("--json", action="store_true", help="as JSON, one object a line")
-    apply = commands.add_parser("apply", help="reload a daemon by its signal; wait until it is ready again")
-    apply.add_argument("name", metavar="NAME", help="the daemon")
-    apply.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
+    commands = parser.add_subparsers(title="commands", metavar="[COMMAND]", dest="command")
+    functions: dict[str, tuple[Callable[[Namespace], int], str]] = {
+        "plan": (_plan, "show what would run, as which user, and what is missing (then exit 1)"),
+        "status": (_status, "show the daemons"),
+        "health": (_health, "exit 0 if the supervisor answers and every daemon is ready; else 1, with the reason"),
+        "events": (_events, "show the last events"),
+        "apply": (_apply, "send the signal that reloads a daemon, and wait until it has worked"),
+        "restart": (_restart_command, "restart a daemon in place, and wait until it is ready"),
+    }
+    places = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in functions.items()}
+    for place in (parser, places["plan"]):
+        text = "a TOML file to use instead of the shipped table"
+        place.add_argument("--table", metavar="FILE", help=text, default=argparse.SUPPRESS)
+    for place in (places["status"], places["events"]):
+        place.add_argument("names", metavar="NAME", nargs="*", help="only these daemons")
+        place.add_argument("--json", action="store_true", help="as JSON")
+    places["events"].add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
+    places["events"].add_argument("-f", "--follow", action="store_true", help="go on with new ones until Ctrl-C")
+    for place in (places["apply"], places["restart"]):
+        place.add_argument("name", metavar="NAME")
+        place.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
     options = parser.parse_args(arguments)
     if "table" in options:
         if options.command not in (None, "plan"):
             parser.error("--table goes with plan, or without a command")
         _use_table(options.table)
-    if options.command is None:
-        return _supervise()
-    commands_by_name = {"plan": _plan, "status": _status, "health": _health, "events": _events, "apply": _apply}
-    return _answer(commands_by_name[options.command], options)
+    return _answer(functions[options.command][0], options) if options.command else _supervise()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program: what `sidecar_init.py` with these arguments does; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not arguments:
-            return _supervise()
-        if len(arguments) == 2 and arguments[0] == "--table":  # PID 1 does without argparse
+        if len(arguments) == 2 and arguments[0] == "--table":
             _use_table(arguments[1])
-            return _supervise()
-        return _command_line(arguments)
+            arguments = []
+        return _command_line(arguments) if arguments else _supervise()  # PID 1 does without argparse
     except _Refusal as refusal:
         print(_one_line(str(refusal)), file=sys.stderr)
         return refusal.exit_code
     except KeyboardInterrupt:
         return 130
+    except (OSError, IndexError) as error:
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "/proc is empty"
+        print(_one_line(f"cannot supervise: {what}; the container must have /dev and /proc"), file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

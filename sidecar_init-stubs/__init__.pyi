@@ -1,1 +1,0 @@
-../sidecar_init.py
