@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unittest
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -21,14 +21,10 @@ def secrets(**values: bytes) -> sidecar_init._Secrets:
     return sidecar_init._Secrets(environ, ["EGRESS_TOKEN_"])
 
 
-def written(parts: Sequence[bytes | memoryview]) -> bytes:
-    return b"".join(map(bytes, parts))
-
-
 class UnitTest(unittest.TestCase):
     def use_environment(self, **variables: str) -> None:
         """Nothing of the project's own but these until the test has ended."""
-        own = ("BOT_BOTTLE_", "CLAUDE_BOTTLE_", "EGRESS_")
+        own = ("BOT_BOTTLE_", "CLAUDE_BOTTLE_", "SIDECAR_INIT_", "EGRESS_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(own)}
         patch = mock.patch.dict(os.environ, {**kept, **variables}, clear=True)
         patch.start()
@@ -61,9 +57,9 @@ class SupervisorTest(UnitTest):
     @classmethod
     def setUpClass(cls) -> None:
         """Orphans come to this process, whatever PID 1 is here."""
-        nursery = sidecar_init._Nursery()
-        nursery.prctl(sidecar_init._PR_SET_CHILD_SUBREAPER, 1)
-        cls.addClassCleanup(nursery.prctl, sidecar_init._PR_SET_CHILD_SUBREAPER, 0)
+        kernel = sidecar_init._Kernel()
+        kernel.prctl(sidecar_init._PR_SET_CHILD_SUBREAPER, 1)
+        cls.addClassCleanup(kernel.prctl, sidecar_init._PR_SET_CHILD_SUBREAPER, 0)
 
     def setUp(self) -> None:
         self.use_environment()
@@ -84,9 +80,7 @@ class SupervisorTest(UnitTest):
                 process.signal_group(9)
         supervisor.request_shutdown("the test has ended")
         self.tick_until_done(supervisor)
-        for daemon in supervisor._daemons:
-            for fd in daemon._output or ():
-                os.close(fd)
+        close_descriptors(supervisor)
 
     def tick_until(
         self, supervisor: sidecar_init._Supervisor, predicate: Callable[[], object], what: str, seconds: float = 10
@@ -105,6 +99,16 @@ class SupervisorTest(UnitTest):
 
     def logged(self) -> str:
         return self.log.read_text()
+
+
+def close_descriptors(supervisor: sidecar_init._Supervisor) -> None:
+    """PID 1 keeps them until it exits; a test has many supervisors."""
+    launcher = supervisor._launcher
+    for fd in (launcher._null, launcher._proc, launcher.ports._netlink, launcher.oom._fd, *launcher.ports._tables):
+        if fd >= 0:
+            os.close(fd)
+    for daemon in supervisor._daemons:
+        daemon.output.close()
 
 
 class Clock:
