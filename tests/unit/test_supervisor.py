@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import pwd
@@ -14,9 +13,9 @@ import unittest
 from unittest import mock
 
 import sidecar_init
-from sidecar_init import _Account, _DaemonSpec, _Process, _Supervisor
+from sidecar_init import _DaemonSpec, _Process, _Supervisor
 from tests.support import wait_until
-from tests.unit.support import SupervisorTest, environ_of, group_is_gone
+from tests.unit.support import SupervisorTest, close_descriptors, environ_of, group_is_gone
 
 
 def shell(name: str, script: str, restart: str = "never", **fields: object) -> _DaemonSpec:
@@ -37,13 +36,13 @@ class Face(SupervisorTest):
         self.assertEqual([process.poll() for _, process in supervisor.procs], [None, 7, None])
         self.assertTrue(all(process.pid > 0 for _, process in supervisor.procs))
 
-    def test_poll_sees_a_death_before_the_loop_does_and_takes_nothing_from_it(self) -> None:
+    def test_poll_sees_an_exit_before_the_loop_does_and_takes_nothing_from_it(self) -> None:
         supervisor = self.supervise(shell("quick", "exit 7"))
         [(_, process)] = supervisor.procs
         self.assertEqual(wait_until(process.poll, 10, "the end of quick"), 7)
         self.assertNotIn("exited", self.logged())
         self.tick_until_done(supervisor)
-        self.assertIn("quick exited with code 7", self.logged())
+        self.assertIn("quick exited with status 7", self.logged())
         self.assertEqual((process.poll(), supervisor.exit_code()), (7, 7))
 
     def test_tick_becomes_true_when_all_have_ended(self) -> None:
@@ -66,10 +65,10 @@ class Face(SupervisorTest):
         self.assertIsNotNone(first)
         self.assertEqual(supervisor.shutdown_at, first)
         self.tick_until_done(supervisor)
-        self.assertIn("sidecar-init: shutting down (first); forwarding SIGTERM\n", self.logged())
+        self.assertIn("sidecar-init: shutting down: first\n", self.logged())
         self.assertNotIn("second", self.logged())
 
-    def test_nobody_of_a_group_is_left_after_a_shutdown(self) -> None:
+    def test_no_process_of_a_group_is_left_after_a_shutdown(self) -> None:
         self.patch("_GRACE_SECONDS", 0.2)
         deaf = "trap '' TERM; sleep 60 & echo up; wait; sleep 60"
         supervisor = self.supervise(shell("deaf", deaf), shell("leader", "sleep 60 & echo up; exit 0"))
@@ -79,7 +78,7 @@ class Face(SupervisorTest):
         supervisor.request_shutdown("test")
         self.tick_until_done(supervisor)
         self.assertTrue(all(map(group_is_gone, pids)))
-        self.assertIn("grace (0.2s) elapsed; SIGKILL on deaf\n", self.logged())
+        self.assertRegex(self.logged(), r"sidecar-init: deaf has not stopped after 0\.\d s; killing it\n")
 
     def test_it_needs_no_arguments_but_the_rows(self) -> None:
         with open(os.devnull, "w") as null:
@@ -93,7 +92,7 @@ class Face(SupervisorTest):
                 os.dup2(stdout, 1)
                 os.close(stdout)
         self.assertEqual(supervisor.exit_code(), 3)
-        self.close_later(*supervisor._daemons[0]._output or ())
+        close_descriptors(supervisor)
 
 
 class ForwardSignal(SupervisorTest):
@@ -104,20 +103,20 @@ class ForwardSignal(SupervisorTest):
         self.tick_until_logged(supervisor, "[web] up")
         self.assertIs(supervisor.forward_signal(signal.SIGHUP, "web"), True)
         self.tick_until_logged(supervisor, "[web] got it")
-        self.assertIn("sidecar-init: forwarded SIGHUP to web\n", self.logged())
+        self.assertIn("sidecar-init: SIGHUP delivered to web\n", self.logged())
         os.killpg(supervisor.procs[0][1].pid, signal.SIGUSR1)
         self.tick_until_logged(supervisor, "[web] asked")  # a HUP would have come before it
         self.assertNotIn("child too", self.logged())
 
-    def test_nobody_else_does(self) -> None:
+    def test_one_that_is_not_running_or_not_selected_does_not(self) -> None:
         supervisor = self.supervise(SLEEPER, shell("quick", "exit 0"), _DaemonSpec("missing", ["/nowhere"]))
         self.tick_until_logged(supervisor, "quick exited")
-        for name, why in (("quick", "not running"), ("missing", "not running"), ("x", "not selected")):
+        for name, why in (("quick", "running"), ("missing", "running"), ("x", "selected")):
             self.assertIs(supervisor.forward_signal(signal.SIGHUP, name), False)
             supervisor.tick()
-            self.assertIn(f"sidecar-init: SIGHUP for {name} dropped; {name} is {why}\n", self.logged())
+            self.assertIn(f"sidecar-init: SIGHUP for {name} dropped: it is not {why}\n", self.logged())
 
-    def test_one_that_is_dead_though_the_loop_has_not_seen_it_is_not_alive(self) -> None:
+    def test_one_that_has_exited_is_not_running_even_if_the_loop_has_not_seen_it(self) -> None:
         supervisor = self.supervise(shell("quick", "exit 0"))
         wait_until(lambda: supervisor.procs[0][1].poll() is not None, 10, "the end of quick")
         self.assertIs(supervisor.forward_signal(signal.SIGHUP, "quick"), False)
@@ -127,7 +126,7 @@ class ForwardSignal(SupervisorTest):
         supervisor.request_shutdown("test")
         self.assertIs(supervisor.forward_signal(signal.SIGHUP, "sleeper"), False)
         self.tick_until_done(supervisor)
-        self.assertIn("SIGHUP for sleeper dropped; supervisor is shutting down\n", self.logged())
+        self.assertIn("SIGHUP for sleeper dropped: the supervisor is shutting down\n", self.logged())
 
 
 class RestartDaemon(SupervisorTest):
@@ -143,14 +142,14 @@ class RestartDaemon(SupervisorTest):
         self.assertIn(f"sidecar-init: sleeper restarted (pid {new.pid})\n", self.logged())
 
     def test_an_unknown_name_is_false(self) -> None:
-        self.assertIs(self.supervise(SLEEPER).restart_daemon("nobody"), False)
+        self.assertIs(self.supervise(SLEEPER).restart_daemon("x"), False)
 
     def test_while_shutting_down_it_is_false(self) -> None:
         supervisor = self.supervise(SLEEPER)
         supervisor.request_shutdown("test")
         self.assertIs(supervisor.restart_daemon("sleeper"), False)
         self.tick_until_done(supervisor)
-        self.assertIn("restart sleeper skipped; supervisor is shutting down\n", self.logged())
+        self.assertIn("cannot restart sleeper: the supervisor is shutting down\n", self.logged())
         self.assertNotIn("restarted", self.logged())
 
     def test_an_old_one_that_ignores_term_is_killed_after_the_grace(self) -> None:
@@ -160,7 +159,7 @@ class RestartDaemon(SupervisorTest):
         self.assertIs(supervisor.restart_daemon("deaf", grace=0.2), True)
         self.assertEqual(old.returncode, -signal.SIGKILL)
         self.assertTrue(group_is_gone(old.pid))
-        self.assertIn("grace (0.2s) elapsed; SIGKILL on deaf\n", self.logged())
+        self.assertRegex(self.logged(), r"sidecar-init: deaf has not stopped after 0\.\d s; killing it\n")
 
     def test_one_that_has_ended_is_started(self) -> None:
         supervisor = self.supervise(shell("quick", "exit 0"))
@@ -180,6 +179,8 @@ class RestartDaemon(SupervisorTest):
         self.assertIs(supervisor.procs[0][1], old)
         self.assertIsNone(old.poll())
         self.assertIn("[checked] bad file\n", self.logged())
+        why = "cannot restart checked: its check exited with status 3 (bad file); nothing was changed"
+        self.assertIn(f"sidecar-init: {why}\n", self.logged())
 
     def test_a_check_that_passes_leads_to_the_new_one(self) -> None:
         supervisor = self.supervise(_DaemonSpec("checked", ["/bin/sleep", "60"], check=["/bin/true"]))
@@ -189,47 +190,45 @@ class RestartDaemon(SupervisorTest):
 
 
 class Output(SupervisorTest):
-    def test_the_last_words_come_before_the_death_notice(self) -> None:
+    def test_its_last_lines_come_before_its_exit(self) -> None:
         supervisor = self.supervise(shell("quick", "echo one; echo two >&2; printf three; exit 7"))
         self.tick_until_done(supervisor)
-        lines = self.logged().splitlines()
-        self.assertEqual(lines[:4], ["sidecar-init: starting quick", "[quick] one", "[quick] two", "[quick] three"])
-        self.assertRegex(lines[4], r"^sidecar-init: quick exited with code 7; up \d+\.\d s$")
+        started, *lines, exited = self.logged().splitlines()
+        self.assertEqual(started, f"sidecar-init: quick started (pid {supervisor.procs[0][1].pid})")
+        self.assertEqual(lines, ["[quick] one", "[quick] two", "[quick] three"])
+        self.assertRegex(exited, r"^sidecar-init: quick exited with status 7 after \d+\.\d s$")
 
     def test_so_do_those_that_came_after_the_turns_read(self) -> None:
         supervisor = self.supervise(shell("quick", "echo one; printf two; exit 7"))
-        with mock.patch.object(supervisor, "_carry_output"):
+        with mock.patch.object(supervisor._pipes, "take_turns"):
             self.tick_until_done(supervisor)
         self.assertRegex(self.logged(), r"\[quick\] one\n\[quick\] two\nsidecar-init: quick exited")
 
-    def test_a_grandchild_that_keeps_the_pipe_delays_no_notice_and_still_is_heard(self) -> None:
+    def test_a_grandchild_that_keeps_the_pipe_does_not_delay_the_exit_and_can_go_on_writing(self) -> None:
         up, go = self.directory() / "up", self.directory() / "go"
         os.mkfifo(up)
         os.mkfifo(go)
         grandchild = f"echo > {up}; read line < {go}; echo later"
         supervisor = self.supervise(shell("web", f"setsid sh -c '{grandchild}' & read line < {up}; exit 7"), SLEEPER)
-        self.tick_until_logged(supervisor, "web exited with code 7")
+        self.tick_until_logged(supervisor, "web exited with status 7")
         self.assertNotIn("later", self.logged())
         go.write_text("\n")
         self.tick_until_logged(supervisor, "[web] later\n")
 
-    def test_where_there_is_room_for_one_alone_they_take_turns(self) -> None:
-        while (fd := os.open(os.devnull, os.O_RDONLY)) < 24:  # a set of what is opened next is in no order
-            self.close_later(fd)
-        self.close_later(fd)
+    def test_if_there_is_room_for_one_alone_they_take_turns(self) -> None:
         names = "abcdefgh"
         supervisor = self.supervise(*(_DaemonSpec(name, ["/bin/sleep", "60"]) for name in names))
         room = itertools.cycle([True, True, False])  # asked before poll, before a read, before the next read
-        with mock.patch.object(supervisor._log, "has_room", lambda limit=0: bool(limit) or next(room)):
+        with mock.patch.object(supervisor._log, "has_room", lambda reserve=0: bool(reserve) or next(room)):
             for _ in names * 2:
                 for daemon in supervisor._daemons:
-                    os.write(daemon._open_output(None), b"line\n")
+                    os.write(daemon.output.writer(), b"line\n")
                 supervisor.tick()
         order = [line[1] for line in self.logged().splitlines() if line.endswith("] line")]
         self.assertEqual("".join(name for name, _ in itertools.groupby(order)), names * 2)
 
 
-class ChildsLife(SupervisorTest):
+class Child(SupervisorTest):
     def test_it_has_a_session_of_its_own_null_as_stdin_and_no_stray_descriptor(self) -> None:
         stray = os.open("/dev/null", os.O_RDONLY)
         self.close_later(stray)
@@ -269,7 +268,7 @@ class ChildsLife(SupervisorTest):
         self.tick_until_done(supervisor)
         self.assertIn(f"[child] nobody\n[child] nobody nobody {pwd.getpwnam('nobody').pw_dir}\n", self.logged())
 
-    @unittest.skipUnless(os.geteuid() == 0, "who is not root runs it as itself")
+    @unittest.skipUnless(os.geteuid() == 0, "without root it runs as the supervisor's user")
     def test_a_user_that_is_missing_fails_it_alone(self) -> None:
         supervisor = self.supervise(shell("child", "id -u", user="no-such-user"), shell("well", "echo fine"))
         self.tick_until_done(supervisor)
@@ -277,13 +276,13 @@ class ChildsLife(SupervisorTest):
         self.assertIn("[well] fine\n", self.logged())
         self.assertNotIn("[child]", self.logged())
 
-    def test_what_is_missing_takes_nobody_down_with_it(self) -> None:
+    def test_a_missing_program_takes_no_other_down_with_it(self) -> None:
         supervisor = self.supervise(_DaemonSpec("missing", ["/nowhere/program"], "always"), shell("well", "echo fine"))
         self.tick_until_done(supervisor)
         self.assertIn("[well] fine\n", self.logged())
         self.assertEqual(self.logged().count("/nowhere/program"), 1)
 
-    def test_who_has_no_group_of_its_own_yet_is_signalled_all_the_same(self) -> None:
+    def test_one_that_has_no_group_of_its_own_yet_is_signalled_all_the_same(self) -> None:
         child = subprocess.Popen(["/bin/sleep", "60"])  # in our group, as one that was forked a moment ago
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
@@ -291,24 +290,34 @@ class ChildsLife(SupervisorTest):
         self.assertEqual(child.wait(10), -signal.SIGTERM)
         self.assertIs(_Process(child.pid, child.returncode).signal_group(signal.SIGTERM), False)
 
-    def test_a_lack_of_descriptors_is_no_lack_of_the_user(self) -> None:
+    def test_a_lack_of_descriptors_is_a_backoff_and_not_a_failure(self) -> None:
+        supervisor = self.supervise(_DaemonSpec("web", ["/bin/true"]))
+        self.tick_until_done(supervisor)
         lowest = os.dup(0)
         os.close(lowest)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-        with self.assertRaises(OSError) as refused:
-            _Account("root")
-        self.assertEqual(refused.exception.errno, errno.EMFILE)
+        try:
+            self.assertIs(supervisor.restart_daemon("web"), False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        self.assertEqual(supervisor._daemons[0].state, "backoff")
+        self.tick_until(supervisor, lambda: supervisor._daemons[0].history.starts == 2, "a second start")
+        self.assertRegex(
+            self.logged(), r"cannot start web: cannot \w+.*: Too many open files; trying again in 0\.5 s\n"
+        )
 
-    def test_what_lacks_its_interpreter_is_never_ready_and_each_of_many_says_why(self) -> None:
+    def test_a_script_without_its_interpreter_fails_and_each_of_many_says_why(self) -> None:
         path = self.directory() / ("long" * 60)
         path.write_text("#!/nowhere/interpreter\n")
         path.chmod(0o755)
         many = [_DaemonSpec(f"d{number}", [str(path)], "always") for number in range(300)]
         supervisor = self.supervise(*many, _DaemonSpec("after", ["/bin/sleep", "60"], after=["d0"]))
-        self.assertEqual([daemon.state for daemon in supervisor._daemons], ["failed"] * 300 + ["waiting"])
-        self.assertEqual(self.logged().count(f"cannot execute {path}: No such file or directory; it stays down\n"), 300)
+        daemons = supervisor._daemons
+        self.tick_until(supervisor, lambda: all(one.state == "failed" for one in daemons[:300]), "300 failures")
+        self.tick_until_logged(supervisor, "after started")
+        why = f"cannot execute {path}: No such file or directory; it stays down until a restart is asked for\n"
+        self.assertEqual(self.logged().count(why), 300)
         supervisor.request_shutdown("enough")
         self.tick_until_done(supervisor)
         self.assertEqual(supervisor.exit_code(), 127)
