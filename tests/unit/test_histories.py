@@ -574,7 +574,6 @@ class UnexpectedErrors(MachineTest):
                     self.assertIn(type(error).__name__, said[0])
                     self.assertLessEqual(len(self.system.groups), 1)
 
-
     def test_one_that_stays_costs_a_line_and_a_pause_of_a_tenth_of_a_second_each_time(self) -> None:
         self.supervise(web())
         self.happen("start")

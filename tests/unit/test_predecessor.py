@@ -79,7 +79,7 @@ class Grace(Predecessor):
         self.assertEqual([process.returncode for _, process in self.supervisor.procs], [-signal.SIGKILL])
         self.assertEqual(self.supervisor.exit_code(), 137)
 
-    def test_it_counts_from_the_request_also_where_it_is_shortened_later(self) -> None:
+    def test_it_counts_from_the_request_even_if_it_is_shortened_later(self) -> None:
         self.supervisor.request_shutdown("test")
         requested_at = self.supervisor.shutdown_at
         assert requested_at is not None
@@ -94,7 +94,7 @@ class Grace(Predecessor):
 
 class ExitBeforeTheRequest(Predecessor):
     def code_of(self, *specs: _DaemonSpec) -> int:
-        """The exit code where the first exits before the request, and no tick sees it."""
+        """The exit code if the first exits before the request, and no tick sees it."""
         supervisor = self.started(*specs)
         self.exited_unseen(supervisor, 0)
         supervisor.request_shutdown("test")
@@ -113,7 +113,7 @@ class ExitBeforeTheRequest(Predecessor):
     def test_one_that_was_killed_unseen_has_failed_by_itself(self) -> None:
         self.assertEqual(self.code_of(shell("crash", "kill -SEGV $$"), SLEEPER), 139)
 
-    def test_one_that_was_content_has_not(self) -> None:
+    def test_one_that_exited_with_0_has_not(self) -> None:
         self.assertEqual(self.code_of(shell("done", "exit 0"), SLEEPER), 143)
 
     def test_nor_has_one_that_exits_because_of_the_request(self) -> None:
