@@ -93,6 +93,15 @@ class System:
         self.groups.add(pid)
         return pid
 
+    def forked(self, pid: int, report_end: int) -> None:
+        """What becomes of a child."""
+        self.report_ends[pid] = report_end
+        if self.cannot_execute:
+            self.fail(pid, self.cannot_execute)
+            self.exit(self.commands[pid], 127 << 8)
+        elif self.executes:
+            self.report(pid)
+
     def signal_group(self, pgid: int, number: int) -> None:
         if pgid not in self.groups:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
@@ -127,6 +136,9 @@ class System:
         self.exits.append((pid, status))
         if leaving_group:
             self.left_behind.add(pid)
+
+    def fail(self, pid: int, number: int) -> None:
+        os.write(self.report_ends[pid], f"{number} execute {self.commands[pid]}".encode())
 
     def report(self, *pids: int) -> None:
         """Close what a child has reported through, as its exec or its exit does."""
@@ -190,12 +202,7 @@ class Launcher(_Launcher):
         process.old_sockets = old_sockets
         self.children[pid] = process, owner
         self.reports.add(report, lambda: self._hear(process, owner))
-        self._system.report_ends[pid] = childs_end
-        if number := self._system.cannot_execute:
-            os.write(childs_end, f"{number} execute {argv[0]}".encode())
-            self._system.exit(argv[0], 127 << 8)
-        if self._system.executes:
-            self._system.report(pid)
+        self._system.forked(pid, childs_end)
         return process
 
 

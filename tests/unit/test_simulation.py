@@ -18,7 +18,7 @@ class Simulation(unittest.TestCase):
         for seed in range(FIRST_SEED, FIRST_SEED + 2000):
             History(seed).run()
 
-    def test_none_is_broken_where_the_shutdown_is_requested_by_a_call(self) -> None:
+    def test_none_is_broken_if_the_shutdown_is_requested_by_a_call(self) -> None:
         for seed in range(FIRST_SEED, FIRST_SEED + 500):
             History(seed, called=True).run()
 

@@ -22,7 +22,7 @@ class EveryStateWithEveryEvent(MachineTest):
     TABLE = """
     state    | usr1     | hup      | exits 0  | exits 7  | orphans  | deadline | listens  | term
     waiting  | starting | waiting  | -        | -        | -        | starting | waiting  | stopped
-    forked   | starting | starting | exited   | backoff  | stopping | starting | starting | stopping
+    forked   | starting | starting | exited   | backoff  | stopping | backoff  | starting | stopping
     starting | checking | starting | exited   | backoff  | stopping | starting | running  | stopping
     running  | checking | running  | exited   | backoff  | stopping | running  | running  | stopping
     checking | checking | checking | starting | starting | stopping | running  | checking | stopping
@@ -408,6 +408,12 @@ class StartThatFails(MachineTest):
         self.walk(("start", "failed"), ("usr1", "failed"), ("mends", "failed"), ("usr1", "running"))
         self.assertEqual(self.supervisor.exit_code(), 0)
 
+    def test_a_child_that_is_not_executed_within_ten_seconds_is_killed_and_tried_again(self) -> None:
+        self.walk(("hangs", "waiting"), ("start", "starting"), ("wait 9.9", "starting"), ("wait 0.1", "backoff"))
+        self.assertEqual(self.system.signals, [KILLED])
+        self.assertEqual(self.status()["reason"], "cannot execute web: it took too long")
+        self.walk(("killed", "backoff"), ("executed", "backoff"), ("wait 1", "running"))
+
     def test_a_child_whose_exec_and_exit_are_seen_in_one_turn_has_been_started(self) -> None:
         self.walk(("hangs", "waiting"), ("start", "starting"))
         self.assertFalse(self.status()["ready"])
@@ -555,6 +561,16 @@ class Check(MachineTest):
         self.walk(("term", "stopping"))
         self.assertEqual(self.system.signals, [("check", signal.SIGKILL), ("web", signal.SIGTERM)])
         self.walk(("exits 0", "stopped"))
+
+    def test_one_that_fails_meanwhile_and_is_not_restarted_has_failed(self) -> None:
+        self.walk(("orphans", "stopping"), ("term", "stopping"), ("gone", "stopped"))
+        self.assertEqual(self.supervisor.exit_code(), 7)
+
+    def test_the_grace_begins_when_it_has_passed(self) -> None:
+        self.walk(("wait 9", "checking"), ("checked 0", "stopping"), ("wait 4.9", "stopping"))
+        self.assertNotIn(KILLED, self.system.signals)
+        self.walk(("wait 0.1", "stopping"))
+        self.assertIn(KILLED, self.system.signals)
 
     def test_it_writes_to_a_pipe_of_its_own(self) -> None:
         self.assertIsNot(self.system.outputs["check"], self.system.outputs["web"])
