@@ -36,6 +36,11 @@ class Violation(BaseException):
     """A rule that did not hold; no Exception, which the supervisor would survive."""
 
 
+def owner(command: str) -> str:
+    """The daemon that a check or a readiness command belongs to; a daemon's command is its name."""
+    return command.rpartition("-")[2]
+
+
 def demand(rule: bool, what: str) -> None:
     if not rule:
         raise Violation(what)
@@ -48,7 +53,7 @@ class Process:
         self.pid, self.command, self.started_at = pid, command, started_at
         self.leader_lives, self.others_live, self.reaped = True, choice.random() < 0.2, False
         self.term_at: float | None = None
-        self.exited_by_itself = False
+        self.exited_by_itself = self.others_told = False
         self.killed = False
         self.grace, self.longest_grace = FOREVER, 0.0  # the shortest and the longest that its stop was asked with
         self.takes_term = choice.choice([0.0, 0.0, 0.02, 1.0, 4.0, 6.0, FOREVER])  # so long after it
@@ -78,7 +83,7 @@ class Kernel(System):
         # What watches the supervisor: its starts, its signals, and what it learns of exits.
         self.on_start: Callable[[str], None]
         self.on_started: Callable[[Process], None]
-        self.on_signal: Callable[[Process, int], None]
+        self.on_signal: Callable[[Process, int, str], None]
         self.on_reaped: Callable[[Process, int], None]
         self.on_all_reaped: Callable[[], None]
 
@@ -134,24 +139,33 @@ class Kernel(System):
         if number in (0, signal.SIGCONT):
             return
         process = self.processes[pgid]
-        self.on_signal(process, number)
-        if number == signal.SIGTERM and process.term_at is None:
-            process.term_at = self.clock.now
-            self.later(process.takes_term, lambda: self.end(process, process.term_status))
-            if not process.leader_lives:
-                self.later(process.others_take_term, lambda: self._others_end(process))
-        elif number == signal.SIGKILL:
+        self.on_signal(process, number, "group")
+        if number == signal.SIGKILL:
             process.killed = True
             self.later(0.0, lambda: self._others_end(process))
             self.later(process.takes_kill, lambda: self.end(process, signal.SIGKILL))
+            return
+        process.others_told = True
+        self._stop(process)
+        if not process.leader_lives:
+            self.later(process.others_take_term, lambda: self._others_end(process))
 
     def signal(self, pid: int, number: int) -> None:
         """A signal to one process alone."""
         process = self.processes[pid]
-        demand(process.leader_lives, f"{process.command} is signalled though it has exited")
-        demand(process.term_at is None, f"{process.command} gets a signal though it is being stopped")
-        if self.choice.random() < 0.3:  # it has no handler
-            self.later(0.0, lambda: self.end(process, number))
+        if number == signal.SIGHUP:
+            demand(process.leader_lives, f"{process.command} is signalled though it has exited")
+            demand(process.term_at is None, f"{process.command} gets a signal though it is being stopped")
+            if self.choice.random() < 0.3:  # it has no handler
+                self.later(0.0, lambda: self.end(process, number))
+        elif number != signal.SIGCONT:
+            self.on_signal(process, number, "leader")
+            self._stop(process)
+
+    def _stop(self, process: Process) -> None:
+        if process.term_at is None:
+            process.term_at = self.clock.now
+            self.later(process.takes_term, lambda: self.end(process, process.term_status))
 
     def waitpid(self, pid: int, options: int) -> tuple[int, int]:
         if not self.exits:
@@ -178,7 +192,7 @@ class Kernel(System):
         self.exits.append((process.pid, status))
         self.pending.add(signal.SIGCHLD)
         self.sockets.pop(self.port_of.get(process.command, 0), None)
-        if process.term_at is not None:
+        if process.others_told:
             self.later(process.others_take_term, lambda: self._others_end(process))
 
     def _others_end(self, process: Process) -> None:
@@ -232,6 +246,9 @@ class Machine(MachineTest):
     def state(self, name: str) -> str:
         return self.daemons[name].state
 
+    def was_ready(self, name: str) -> bool:
+        return self.daemons[name].history.was_ready
+
     def deadline(self, name: str) -> float:
         return self.daemons[name].deadline
 
@@ -250,11 +267,15 @@ class Expected:
         self.spec = spec
         self.wanted = True  # it is to run, now or later
         self.was_tried = self.was_ready = False
+        self.try_passed = False  # its readiness command has exited with 0 in this life
         self.asked = False  # for a restart that has led to no start yet, and was not refused
         self.check_passed = self.check_again = self.may_check_again = False
         self.failure = 0
         self.process: Process | None = None
         self.check: Process | None = None
+
+    def grace(self, usual: float) -> float:
+        return usual if self.spec.stop_grace is None else self.spec.stop_grace
 
     def ask(self, grace: float) -> None:
         self.wanted = self.asked = True
@@ -333,7 +354,14 @@ class History:
             after = [other for other in names[:number] if self.choice.random() < 0.3]
             check = [f"check-{name}"] if self.choice.random() < 0.4 else None
             restart = self.choice.choice(["never", "on-failure", "always", "always"])
-            specs.append(_DaemonSpec(name, [name], restart, port=port, after=after, check=check))
+            ready = [f"ready-{name}"] if self.choice.random() < 0.3 else None
+            stop = None
+            if self.choice.random() < 0.3:
+                names_of_signals, graces = ["TERM", "QUIT", "INT"], [None, 0.5, 15.0]
+                to = self.choice.choice(["group", "leader"])
+                stop = {"signal": self.choice.choice(names_of_signals), "to": to, "grace": self.choice.choice(graces)}
+            fields = {"port": port, "after": after, "check": check, "ready": ready, "stop": stop}
+            specs.append(_DaemonSpec(name, [name], restart, **fields))  # type: ignore[arg-type]
         self.choice.shuffle(specs)
         self.expected = {spec.name: Expected(spec) for spec in specs}
         self.may_restart = self.choice.random() < 0.9
@@ -369,7 +397,7 @@ class History:
         if living:
             process = self.choice.choice(living)
             status = self.choice.choice([0, 0, 7 << 8, 1 << 8, signal.SIGSEGV, signal.SIGKILL])
-            if process.command.startswith("check-"):
+            if process.command != owner(process.command):
                 status = self.choice.choice([0, 0, 1 << 8])
             self._note(f"{process.command} ({process.pid}) exits with status {status}")
             self.kernel.end(process, status, others_live_on=self.choice.random() < 0.7)
@@ -395,7 +423,8 @@ class History:
 
     def _breaks(self) -> None:
         """Something cannot be started, for now or for good."""
-        command = self.choice.choice([*self.expected, *(f"check-{name}" for name in self.expected)])
+        kinds = self.choice.choice(["", "", "", "check-", "check-", "ready-"])
+        command = kinds + self.choice.choice(list(self.expected))
         number = self.choice.choice([errno.ENOENT, errno.EACCES, errno.EAGAIN, errno.ENOMEM])
         self.kernel.broken[command] = self.choice.choice(["fork", "exec"]), number
         self._note(f"{command} cannot be started: {self.kernel.broken[command]}")
@@ -459,7 +488,7 @@ class History:
 
     def _turn(self) -> bool:
         if signal.SIGUSR1 in self.kernel.pending:
-            self.requests.append((self.restarted, RESTART_GRACE))
+            self.requests.append((self.restarted, self.expected[self.restarted].grace(RESTART_GRACE)))
         if signal.SIGCHLD not in self.kernel.pending:
             self._on_all_reaped()
         for expected in map(self.expected.__getitem__, self.unreported):
@@ -491,14 +520,19 @@ class History:
     def _on_start(self, command: str) -> None:
         self._note(f"start of {command}")
         demand(self.machine.shutdown_at is None, f"{command} starts after the shutdown was requested")
-        name = command.removeprefix("check-")
+        name = owner(command)
         expected = self.expected[name]
         number = self.kernel.broken.get(command, ("", 0))[1]
-        if command != name:
+        if command.startswith("ready-"):
+            tries = [one for one in self._groups(command) if not one.killed]
+            demand(not tries, f"{command} runs twice at once")
+            demand(self.machine.state(name) in ("starting", "checking"), f"{command} runs though {name} does not start")
+        elif command != name:
             demand(expected.asked, f"{command} runs without a request for a restart")
             expected.check_passed = expected.check_again = False
             if number:
                 expected.refuse()
+        if command != name:
             return
         demand(not self._groups(name), f"{name} starts while its old group lives")
         demand(expected.wanted, f"{name} starts though it is not to run")
@@ -514,30 +548,36 @@ class History:
             self.unreported.add(name)
 
     def _on_started(self, process: Process) -> None:
-        name = process.command.removeprefix("check-")
+        name = owner(process.command)
         expected = self.expected[name]
         if process.command == name:
-            expected.process = process
+            expected.process, expected.try_passed = process, False
         else:
-            expected.check = process
+            if process.command.startswith("check-"):
+                expected.check = process
             process.others_live, process.takes_kill = False, 0.0
             status, delay = self.choice.choice([0, 0, 1 << 8]), self.choice.choice([0.0, 0.3, 2.0, FOREVER])
             self.kernel.later(delay, lambda: self.kernel.end(process, status))
 
-    def _on_signal(self, process: Process, number: int) -> None:
+    def _on_signal(self, process: Process, number: int, to: str) -> None:
         now, shutdown_at = self.kernel.clock.now, self.machine.shutdown_at
         self._note(f"signal {number} to {process.command} ({process.pid})")
-        name = process.command.removeprefix("check-")
+        name = owner(process.command)
         expected = self.expected[name]
         daemon_lives = bool(expected.process and expected.process.leader_lives)
-        if process.command != name:
+        if process.command.startswith("ready-"):
+            demand(number == signal.SIGKILL, f"{process.command} gets another signal than KILL")
+        elif process.command != name:
             needed = process is expected.check and daemon_lives and shutdown_at is None
             may_end = number == signal.SIGKILL and (not needed or now >= process.started_at + CHECK)
             demand(may_end, f"{process.command} is stopped while it is needed")
             if needed:
                 expected.checked(False)
             expected.check = None
-        elif number == signal.SIGTERM:
+        elif number != signal.SIGKILL:
+            demand(number == expected.spec.stop_signal, f"{name} is stopped by signal {number}")
+            is_for_group = process.reaped or expected.spec.stop_to == "group"
+            demand(is_for_group == (to == "group"), f"{name} is stopped by a signal to the {to}")
             if shutdown_at is None and process.leader_lives:
                 demand(expected.asked, f"{name} is stopped without a request for a restart")
                 demand(
@@ -545,18 +585,23 @@ class History:
                     f"{name} is stopped though its check has not passed",
                 )
             if not process.leader_lives and process.term_at is None:
-                process.grace = process.longest_grace = RESTART_GRACE
+                process.grace = process.longest_grace = expected.grace(RESTART_GRACE)
         else:
-            demand(process.term_at is not None, f"{name} is killed without a TERM before")
-            kill_at = (process.term_at or 0) + process.grace if shutdown_at is None else shutdown_at + GRACE
+            is_told = process.term_at is not None and (process.others_told or not process.reaped)
+            demand(is_told, f"{name} is killed without a signal to stop before")
+            kill_at = (process.term_at or 0) + process.grace
+            if shutdown_at is not None:
+                kill_at = shutdown_at + expected.grace(GRACE)
             demand(now >= kill_at - 1e-3, f"{name} is killed before its grace is over")
 
     def _on_reaped(self, process: Process, code: int) -> None:
         process.code = code if code >= 0 else 128 - code
-        expected = self.expected[process.command.removeprefix("check-")]
+        expected = self.expected[owner(process.command)]
         self._note(f"{process.command} ({process.pid}) was reaped: {process.code}")
         self.unreported.discard(process.command)
-        if process is expected.check:
+        if process.command.startswith("ready-"):
+            expected.try_passed |= code == 0
+        elif process is expected.check:
             expected.checked(code == 0)
         elif process is expected.process and process.exited_by_itself:
             expected.exited(process.code, self.may_restart)
@@ -571,7 +616,7 @@ class History:
     def _was_ready(self, name: str) -> bool:
         """Whether others need not wait for it any more: it was ready once, or never will be."""
         expected = self.expected[name]
-        expected.was_ready |= self.machine.state(name) == "running"
+        expected.was_ready |= self.machine.was_ready(name)
         return expected.was_ready or not expected.wanted
 
     def _check_rules(self) -> None:
@@ -587,6 +632,9 @@ class History:
             groups = self._groups(name)
             demand(len(groups) <= 1, f"{name} has {len(groups)} groups")
             self._was_ready(name)
+            is_open = expected.spec.port is None or expected.spec.port in self.kernel.sockets
+            may_be_ready = (is_open or not asleep) and (expected.try_passed or not expected.spec.ready)
+            demand(may_be_ready or self.machine.state(name) != "running", f"{name} is not ready")
             runs = expected.process and not expected.process.reaped and expected.process.term_at is None
             deadline = self.machine.deadline(name)
             if shutdown_at is None and expected.wanted:
@@ -640,7 +688,8 @@ class History:
             demand(self.done, "the shutdown does not come to an end")
         if (requested_at := self.machine.shutdown_at) is not None:
             took = self.ended_at - requested_at
-            demand(took <= GRACE + GIVE_UP + SLACK, f"the shutdown took {took:.1f} s")
+            grace = max(one.grace(GRACE) for one in self.expected.values())
+            demand(took <= grace + GIVE_UP + SLACK, f"the shutdown took {took:.1f} s")
         self.kernel.happen_until(self.kernel.clock.now)  # what was killed last
         for process in self.kernel.processes.values():
             gone = not process.lives or (process.killed and process.takes_kill > 0)

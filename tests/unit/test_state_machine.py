@@ -708,6 +708,13 @@ class Shutdown(MachineTest):
         self.walk(("wait 0.1", "stopped"))
         self.assertEqual(self.supervisor.exit_code(), 137)
 
+    def test_one_that_a_restart_has_killed_in_vain_is_given_up_too(self) -> None:
+        self.supervise(web())
+        self.walk(("start", "running"), ("usr1", "stopping"), ("wait 5", "stopping"), ("term", "stopping"))
+        self.assertEqual(self.system.signals, [("web", signal.SIGTERM), KILLED])
+        self.walk(("wait 1.9", "stopping"), ("wait 8.1", "stopped"))
+        self.assertTrue(self.is_done)
+
     def test_a_group_whose_end_no_signal_tells_is_looked_at(self) -> None:
         self.supervise(web())
         self.walk(("start", "running"), ("orphans", "stopping"), ("term", "stopping"))
