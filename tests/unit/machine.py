@@ -156,7 +156,9 @@ class Process(_Process):
         self._system = system
 
     def poll(self) -> int | None:
-        return self._system.exit_status(self.pid) if self.returncode is None else self.returncode
+        if self.returncode is None:
+            self.returncode = self._system.exit_status(self.pid)
+        return self.returncode
 
     def _signal_by_pidfd(self, number: int, flags: int) -> bool:
         (self._system.signal_group if flags else self._system.signal)(self.pid, number)

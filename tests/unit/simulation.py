@@ -576,8 +576,10 @@ class History:
             expected.check = None
         elif number != signal.SIGKILL:
             demand(number == expected.spec.stop_signal, f"{name} is stopped by signal {number}")
-            is_for_group = process.reaped or expected.spec.stop_to == "group"
-            demand(is_for_group == (to == "group"), f"{name} is stopped by a signal to the {to}")
+            is_for_group = expected.spec.stop_to == "group" or not process.leader_lives
+            is_for_leader = expected.spec.stop_to == "leader" and not process.reaped
+            is_right = is_for_group if to == "group" else is_for_leader
+            demand(is_right, f"{name} is stopped by a signal to the {to}")
             if shutdown_at is None and process.leader_lives:
                 demand(expected.asked, f"{name} is stopped without a request for a restart")
                 demand(

@@ -566,6 +566,12 @@ class Check(MachineTest):
         self.walk(("orphans", "stopping"), ("term", "stopping"), ("gone", "stopped"))
         self.assertEqual(self.supervisor.exit_code(), 7)
 
+    def test_so_has_one_whose_failure_is_seen_only_after_the_check_has_passed(self) -> None:
+        self.system.exit("check", 0)
+        self.system.exit("web", 7 << 8, leaving_group=True)
+        self.walk(("turn", "stopping"), ("term", "stopping"), ("gone", "stopped"))
+        self.assertEqual(self.supervisor.exit_code(), 7)
+
     def test_the_grace_begins_when_it_has_passed(self) -> None:
         self.walk(("wait 9", "checking"), ("checked 0", "stopping"), ("wait 4.9", "stopping"))
         self.assertNotIn(KILLED, self.system.signals)
