@@ -587,7 +587,9 @@ class History:
                     f"{name} is stopped though its check has not passed",
                 )
             if not process.leader_lives and process.term_at is None:
-                process.grace = process.longest_grace = expected.grace(RESTART_GRACE)
+                usual = expected.grace(RESTART_GRACE)  # or that of a restart that was asked for before it exited
+                process.grace = min(process.grace, usual)
+                process.longest_grace = max(process.longest_grace, usual)
         else:
             is_told = process.term_at is not None and (process.others_told or not process.reaped)
             demand(is_told, f"{name} is killed without a signal to stop before")
