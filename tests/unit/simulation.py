@@ -54,7 +54,7 @@ class Process:
         self.leader_lives, self.others_live, self.reaped = True, choice.random() < 0.2, False
         self.term_at: float | None = None
         self.exited_by_itself = self.others_told = False
-        self.killed = False
+        self.killed, self.killed_at = False, FOREVER
         self.grace, self.longest_grace = FOREVER, 0.0  # the shortest and the longest that its stop was asked with
         self.takes_term = choice.choice([0.0, 0.0, 0.02, 1.0, 4.0, 6.0, FOREVER])  # so long after it
         self.others_take_term = choice.choice([0.0, 0.3, 7.0, FOREVER])  # so long after their leader
@@ -141,7 +141,7 @@ class Kernel(System):
         process = self.processes[pgid]
         self.on_signal(process, number, "group")
         if number == signal.SIGKILL:
-            process.killed = True
+            process.killed, process.killed_at = True, min(process.killed_at, self.clock.now)
             self.later(0.0, lambda: self._others_end(process))
             self.later(process.takes_kill, lambda: self.end(process, signal.SIGKILL))
             return
@@ -304,6 +304,8 @@ class Expected:
     def exited(self, code: int, may_restart: bool) -> None:
         """By itself."""
         always = self.spec.restart == "always" or (self.spec.restart == "on-failure" and code != 0)
+        if self.spec.oneshot and code == 0:
+            always, self.was_ready = False, self.was_ready or not self.asked
         self.failure, self.wanted = code, self.asked or (always and may_restart)
 
 
@@ -360,7 +362,8 @@ class History:
                 names_of_signals, graces = ["TERM", "QUIT", "INT"], [None, 0.5, 15.0]
                 to = self.choice.choice(["group", "leader"])
                 stop = {"signal": self.choice.choice(names_of_signals), "to": to, "grace": self.choice.choice(graces)}
-            fields = {"port": port, "after": after, "check": check, "ready": ready, "stop": stop}
+            oneshot = not port and not ready and self.choice.random() < 0.3
+            fields = {"oneshot": oneshot, "port": port, "after": after, "check": check, "ready": ready, "stop": stop}
             specs.append(_DaemonSpec(name, [name], restart, **fields))  # type: ignore[arg-type]
         self.choice.shuffle(specs)
         self.expected = {spec.name: Expected(spec) for spec in specs}
@@ -487,15 +490,15 @@ class History:
             self._turns()
 
     def _turn(self) -> bool:
-        if signal.SIGUSR1 in self.kernel.pending:
-            self.requests.append((self.restarted, self.expected[self.restarted].grace(RESTART_GRACE)))
-        if signal.SIGCHLD not in self.kernel.pending:
-            self._on_all_reaped()
         for expected in map(self.expected.__getitem__, self.unreported):
             if expected.process and self.machine.shutdown_at is None:
                 expected.failure = 0
         self.is_open |= bool(self.unreported) and self.machine.shutdown_at is not None
         self.unreported.clear()
+        if signal.SIGUSR1 in self.kernel.pending:
+            self.requests.append((self.restarted, self.expected[self.restarted].grace(RESTART_GRACE)))
+        if signal.SIGCHLD not in self.kernel.pending:
+            self._on_all_reaped()
         done = self.machine.turn_once()
         if done and not self.done:
             self.ended_at = self.kernel.clock.now
@@ -537,8 +540,12 @@ class History:
         demand(not self._groups(name), f"{name} starts while its old group lives")
         demand(expected.wanted, f"{name} starts though it is not to run")
         early = self.kernel.clock.now < self.began_at + AFTER - 1e-3
-        missing = [other for other in expected.spec.after if early and not self._was_ready(other)]
-        demand(expected.was_tried or expected.asked or not missing, f"{name} does not wait for {missing}")
+        oneshots = self._awaited_oneshots(expected)
+        missing = [one for one in expected.spec.after if (early or one in oneshots) and not self._was_ready(one)]
+        demand(
+            expected.was_tried or (expected.asked and not oneshots) or not missing,
+            f"{name} does not wait for {missing}",
+        )
         expected.was_tried = True
         expected.asked = expected.check_passed = False
         expected.process = None
@@ -600,6 +607,9 @@ class History:
 
     def _on_reaped(self, process: Process, code: int) -> None:
         process.code = code if code >= 0 else 128 - code
+        shutdown_at = self.machine.shutdown_at
+        if shutdown_at is not None and self.kernel.clock.now >= max(process.killed_at, shutdown_at) + GIVE_UP:
+            process.code = 137  # it was given up before
         expected = self.expected[owner(process.command)]
         self._note(f"{process.command} ({process.pid}) was reaped: {process.code}")
         self.unreported.discard(process.command)
@@ -614,14 +624,32 @@ class History:
         requests, self.requests = self.requests, []
         for name, grace in requests:
             is_joined = name in self.unreported  # what starts now reads what the request is about
-            if name in self.expected and self.machine.shutdown_at is None and not is_joined:
+            if name not in self.expected or self.machine.shutdown_at is not None or is_joined:
+                continue
+            if not self._awaited_oneshots(self.expected[name]):
                 self.expected[name].ask(grace)
+
+    def _awaited_oneshots(self, expected: Expected) -> list[str]:
+        """Those that must exit with 0 before its first start, however long that takes."""
+        names = [] if expected.was_tried else expected.spec.after
+        return [name for name in names if self.expected[name].spec.oneshot and not self.expected[name].was_ready]
+
+    def _waits(self, expected: Expected) -> bool:
+        """Whether it waits for a oneshot, or for one that does."""
+        others = [] if expected.was_tried else [self.expected[name] for name in expected.spec.after]
+        return bool(self._awaited_oneshots(expected)) or any(map(self._waits, others))
+
+    def _is_blocked(self, expected: Expected) -> bool:
+        """Whether it waits for a oneshot that has failed, or for one that does."""
+        others = [] if expected.was_tried else [self.expected[name] for name in expected.spec.after]
+        failed = [one for one in others if one.spec.oneshot and not one.wanted and not self._was_ready(one.spec.name)]
+        return bool(failed) or any(map(self._is_blocked, others))
 
     def _was_ready(self, name: str) -> bool:
         """Whether others need not wait for it any more: it was ready once, or never will be."""
         expected = self.expected[name]
-        expected.was_ready |= self.machine.was_ready(name)
-        return expected.was_ready or not expected.wanted
+        expected.was_ready |= not expected.spec.oneshot and self.machine.was_ready(name)
+        return expected.was_ready or not (expected.wanted or expected.spec.oneshot)
 
     def _check_rules(self) -> None:
         now, shutdown_at = self.kernel.clock.now, self.machine.shutdown_at
@@ -643,7 +671,8 @@ class History:
             deadline = self.machine.deadline(name)
             if shutdown_at is None and expected.wanted:
                 waits_for_one_that_waits = any(self.machine.state(other) == "waiting" for other in expected.spec.after)
-                moves = bool(runs) or deadline < FOREVER or not asleep or waits_for_one_that_waits
+                may_wait = waits_for_one_that_waits or bool(self._awaited_oneshots(expected))
+                moves = bool(runs) or may_wait or deadline < FOREVER or not asleep
                 demand(moves, f"{name} is to run, does not, and has no deadline")
                 waits = not expected.was_tried and all(self.expected[other].was_ready for other in expected.spec.after)
                 demand(not (waits and asleep), f"{name} waits, though those before it are ready")
@@ -673,12 +702,13 @@ class History:
         demand(self.done or self.machine.seconds_to_sleep() == FOREVER, "the loop does not come to rest")
         for name, expected in self.expected.items():
             runs = [one for one in self._groups(name) if one.leader_lives and one.term_at is None]
-            demand(bool(runs) == expected.wanted, f"{name} is to run: {expected.wanted}; it runs: {bool(runs)}")
+            wanted = expected.wanted and not self._waits(expected)
+            demand(bool(runs) == wanted, f"{name} is to run: {wanted}; it runs: {bool(runs)}")
             ready = self.machine.state(name) == "running"
-            demand(ready or not expected.wanted, f"{name} is not ready, though its port is open")
+            demand(ready or not wanted, f"{name} is not ready, though its port is open")
             demand(not expected.asked, f"the restart of {name} that was asked for never came")
             demand(expected.wanted or not self._groups(name), f"what {name} left behind lives on")
-        any_wanted = any(one.wanted for one in self.expected.values())
+        any_wanted = any(one.wanted and not self._is_blocked(one) for one in self.expected.values())
         demand(self.done != any_wanted, f"daemons are to run: {any_wanted}; the loop has ended: {self.done}")
 
     def _end(self) -> None:

@@ -7,7 +7,7 @@ import unittest
 from unittest import mock
 
 import sidecar_init
-from sidecar_init import _Supervisor
+from sidecar_init import _Daemon, _Readiness, _Supervisor
 from tests.unit.simulation import History, Violation
 
 FIRST_SEED = int(os.environ.get("SIDECAR_INIT_SEED", "1"))
@@ -45,6 +45,18 @@ class Control(unittest.TestCase):
     def test_a_grace_that_is_too_long(self) -> None:
         with mock.patch.object(sidecar_init, "_GRACE_SECONDS", 8.5):
             self.assert_found("the shutdown took")
+
+    def test_a_wait_for_others_that_is_too_short(self) -> None:
+        with mock.patch.object(sidecar_init, "_AFTER_SECONDS", 9.0):
+            self.assert_found("does not wait for")
+
+    def test_a_oneshot_that_is_not_waited_for(self) -> None:
+        with mock.patch.object(_Daemon, "can_become_ready", False):
+            self.assert_found("does not wait for")
+
+    def test_a_readiness_command_that_is_not_waited_for(self) -> None:
+        with mock.patch.object(_Readiness, "look", lambda readiness, now: True):
+            self.assert_found("is not ready")
 
     def test_an_exit_code_that_is_wrong(self) -> None:
         with mock.patch.object(_Supervisor, "exit_code", lambda supervisor: 0):
