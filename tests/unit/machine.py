@@ -70,7 +70,7 @@ class System:
         self.started: list[str] = []
         self.commands: dict[int, str] = {}
         self.outputs: dict[str, _Output] = {}  # where the newest of each command writes to
-        self.groups: set[int] = set()  # those with a process that was not reaped, or with one that nobody reaps
+        self.groups: set[int] = set()  # those in which a process is left, or a zombie
         self.signals: list[tuple[str, int]] = []  # to a group; to a process alone: "only web"
         self.exits: list[tuple[int, int]] = []
         self.left_behind: set[int] = set()

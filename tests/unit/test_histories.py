@@ -298,6 +298,14 @@ class Essential(MachineTest):
                 self.walk((f"exits {code}", "stopped stopping"))
                 self.assert_ends_with(expected, "is crash-looping")
 
+    def test_so_does_a_oneshot_that_crash_loops(self) -> None:
+        self.supervise(web("on-failure", essential=True, oneshot=True), daemon("other"))
+        self.happen("start")
+        for _ in range(4):
+            self.walk(("exits 7", "backoff running"), ("deadline", "running running"))
+        self.walk(("exits 7", "stopped stopping"))
+        self.assert_ends_with(7, "is crash-looping")
+
     def test_a_restart_that_was_asked_for_is_no_end(self) -> None:
         for restart in ("never", "always"):
             with self.subTest(restart):
