@@ -241,6 +241,8 @@ class MachineTest(UnitTest):
             daemon._story.close()  # a story that waits has something to tidy up
             daemon.output.close()
         self.system.report(*list(self.system.report_ends))
+        for watch in (self.launcher.reports, self.supervisor._pipes):
+            watch._epoll.close()
 
     @property
     def launcher(self) -> Launcher:

@@ -109,6 +109,8 @@ def close_descriptors(supervisor: sidecar_init._Supervisor) -> None:
             os.close(fd)
     for daemon in supervisor._daemons:
         daemon.output.close()
+    for watch in (launcher.reports, supervisor._pipes):
+        watch._epoll.close()
 
 
 class Clock:

@@ -536,7 +536,17 @@ class ReadinessCommand(MachineTest):
         self.assertIn("cannot execute probe: No such file or directory", self.status()["reason"])
         self.assertEqual(self.states(), "starting")
 
-    def test_a_daemon_that_waits_for_it_waits_ten_seconds(self) -> None:
+    def test_tries_that_cannot_be_forked_leave_no_descriptor(self) -> None:
+        self.begin()
+        self.walk(("answers 1", "starting"))
+        self.on_breaks(errno.EAGAIN)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            self.happen("deadline")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.walk(("mends", "starting"), ("deadline", "starting"), ("answers 0", "running"))
+
+    def test_a_daemon_that_is_listed_after_it_waits_for_it(self) -> None:
         self.supervise(daemon("db", ready=["probe"]), web(after=["db"]))
         self.walk(("start", "starting waiting"), ("wait 4", "starting waiting"), ("answers 0", "running running"))
 
