@@ -8,7 +8,7 @@ import re
 import unittest
 
 from sidecar_init import _LINE_LIMIT, _READ_SIZE, _Lines
-from tests.unit.support import NO_SECRETS, written
+from tests.unit.support import NO_SECRETS, secrets
 
 PREFIX = b"[x] "
 
@@ -27,20 +27,20 @@ def model(stream: bytes) -> bytes:
 
 
 def framed(stream: bytes, sizes: list[int]) -> bytes:
-    """What comes out of a daemon's lines where reads return so many bytes each."""
-    lines, out = _Lines("x", NO_SECRETS), b""
+    """What comes out of a daemon's lines if reads return so many bytes each."""
+    lines, out = _Lines(PREFIX, NO_SECRETS), b""
     while stream:
         size = sizes.pop(0) if sizes else _READ_SIZE
-        out += written(lines.feed(stream[:size]))
+        out += lines.feed(stream[:size])
         stream = stream[size:]
-    return out + written(lines.finish())
+    return out + lines.finish()
 
 
 class Lines(unittest.TestCase):
     def fed(self, *chunks: bytes) -> list[bytes]:
         """What came out after each chunk, and at the end."""
-        lines = _Lines("x", NO_SECRETS)
-        return [written(lines.feed(chunk)) for chunk in chunks] + [written(lines.finish())]
+        lines = _Lines(PREFIX, NO_SECRETS)
+        return [lines.feed(chunk) for chunk in chunks] + [lines.finish()]
 
     def test_each_line_gets_the_name(self) -> None:
         self.assertEqual(self.fed(b"a\n\nb\n"), [b"[x] a\n[x] \n[x] b\n", b""])
@@ -66,7 +66,7 @@ class Lines(unittest.TestCase):
     def test_a_carriage_return_before_the_newline_passes_unchanged(self) -> None:
         self.assertEqual(self.fed(b"dos\r\ndos\r", b"\n"), [b"[x] dos\r\n", b"[x] dos\r\n", b""])
 
-    def test_what_looks_like_a_prefix_is_no_exception(self) -> None:
+    def test_what_looks_like_a_prefix_gets_one_too(self) -> None:
         self.assertEqual(self.fed(b"a\r[x] \n"), [b"[x] a\r[x] [x] \n", b""])
 
     def test_a_line_of_the_limit_is_whole(self) -> None:
@@ -76,12 +76,12 @@ class Lines(unittest.TestCase):
         self.assertEqual(framed(b"a" * _LINE_LIMIT + b"b\n", []), PREFIX + b"a" * _LINE_LIMIT + b"\n[x] b\n")
 
     def test_ten_mib_without_a_newline_are_complete_and_not_kept(self) -> None:
-        lines, pieces = _Lines("x", NO_SECRETS), []
+        lines, pieces = _Lines(PREFIX, NO_SECRETS), []
         chunk = os.urandom(_READ_SIZE).replace(b"\n", b" ").replace(b"\r", b" ")
         for _ in range(160):
-            pieces.append(written(lines.feed(chunk)))
+            pieces.append(lines.feed(chunk))
             self.assertLessEqual(len(lines._tail), _LINE_LIMIT)
-        pieces.append(written(lines.finish()))
+        pieces.append(lines.finish())
         self.assertEqual(b"".join(pieces), (PREFIX + chunk + b"\n") * 160)
 
     def test_random_bytes_in_random_reads_come_out_as_the_model_says(self) -> None:
@@ -102,20 +102,62 @@ class Lines(unittest.TestCase):
             self.assertEqual(framed(stream, sizes), model(stream), f"seed {seed}")
 
 
-class LastWords(unittest.TestCase):
+class OtherPrefixes(unittest.TestCase):
+    def fed(self, prefix: bytes, chunk: bytes) -> bytes:
+        return _Lines(prefix, NO_SECRETS).feed(chunk)
+
+    def test_without_a_prefix_whole_lines_pass_unchanged(self) -> None:
+        self.assertEqual(self.fed(b"", b'{"a": 1}\n\n{"b": "\r"}\r\nhalf'), b'{"a": 1}\n\n{"b": "\r"}\r\n')
+
+    def test_without_a_prefix_long_lines_are_split_all_the_same(self) -> None:
+        self.assertEqual(self.fed(b"", b"a" * (_LINE_LIMIT + 1) + b"\n"), b"a" * _LINE_LIMIT + b"\na\n")
+
+    def test_a_coloured_one_comes_again_after_a_carriage_return(self) -> None:
+        red = b"\x1b[31m[x] \x1b[0m"
+        self.assertEqual(self.fed(red, b"a\rb\n"), red + b"a\r" + red + b"b\n")
+
+
+class LinesThatRedactionMakesLong(unittest.TestCase):
+    """A short secret becomes 25 bytes, so that a line can grow beyond the limit after it was read."""
+
+    def check(self, stream: bytes) -> None:
+        name, value = b"[redacted EGRESS_TOKEN_A]", b"secret"
+        lines = _Lines(PREFIX, secrets(A=value))
+        out = lines.feed(stream[:_READ_SIZE]) + lines.feed(stream[_READ_SIZE:]) + lines.finish()
+        written = out.split(b"\n")
+        self.assertEqual(written.pop(), b"")
+        self.assertLessEqual(max(map(len, written)), _LINE_LIMIT + len(PREFIX))
+        self.assertTrue(all(line.startswith(PREFIX) for line in written))
+        whole = b"".join(line.removeprefix(PREFIX) for line in written)
+        self.assertEqual(whole, stream.replace(value, name).replace(b"\n", b""))
+
+    def test_the_first_line_of_a_read_is_split(self) -> None:
+        self.check(b"secret" * 10000 + b"\n")
+
+    def test_every_other_line_of_a_read_is_split_too(self) -> None:
+        self.check(b"first\n" + b"secret" * 5000 + b"\n" + b"secret" * 5000 + b"\nlast\n")
+
+    def test_the_last_line_without_a_newline_is_split_too(self) -> None:
+        self.check(b"first\n" + b"secret" * 10000)
+
+    def test_a_line_of_several_reads_is_split_too(self) -> None:
+        self.check(b"secret" * 20000 + b"\nlast\n")
+
+
+class LastLines(unittest.TestCase):
     def test_the_end_of_what_was_written_is_remembered_without_prefix(self) -> None:
-        lines = _Lines("x", NO_SECRETS)
+        lines = _Lines(PREFIX, NO_SECRETS)
         lines.feed(b"one\ntwo\nthr")
         lines.feed(b"ee")
         lines.finish()
-        self.assertEqual(lines.last_words, b"one\ntwo\nthree\n")
+        self.assertEqual(lines.last_lines, b"one\ntwo\nthree\n")
 
     def test_it_is_bounded(self) -> None:
-        lines = _Lines("x", NO_SECRETS)
+        lines = _Lines(PREFIX, NO_SECRETS)
         for number in range(10000):
             lines.feed(b"%d\n" % number)
-        self.assertLessEqual(len(lines.last_words), 4096)
-        self.assertTrue(lines.last_words.endswith(b"9998\n9999\n"))
+        self.assertLessEqual(len(lines.last_lines), 4096)
+        self.assertTrue(lines.last_lines.endswith(b"9998\n9999\n"))
 
 
 if __name__ == "__main__":
