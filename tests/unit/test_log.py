@@ -1,4 +1,4 @@
-"""The log's sink: on whatever stdout is, it never waits, loses nothing that can be written, and counts the rest."""
+"""The log: whatever stdout is, it never waits for its reader, loses nothing that can be written, counts the rest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-import sidecar_init
-from sidecar_init import _LOG_LIMIT, _Log
+from sidecar_init import _LOG_LIMIT, _LOG_RESERVE, _Log
 from tests.support import wait_until
 from tests.unit.support import NO_SECRETS, UnitTest
 
@@ -46,10 +45,10 @@ class LogTest(UnitTest):
 
     def put_all(self, log: _Log) -> None:
         for line in LINES:
-            log.put([line])
+            log.put(line)
         before = -1
-        while log._size != before:
-            before = log._size
+        while len(log._buffer) != before:
+            before = len(log._buffer)
             log.flush()
 
     def received(self, log: _Log, reader: int) -> bytes:
@@ -62,20 +61,20 @@ class LogTest(UnitTest):
 
 
 class WholeLog(LogTest):
-    """Everything comes out, of each kind of stdout, though nobody reads at first."""
+    """Everything comes out, of each kind of stdout, even if it is not read at first."""
 
     def check(self, reader: int, writer: int) -> None:
         log = self.open(writer)
         self.put_all(log)
-        self.assertTrue(log.stalled)
+        self.assertTrue(log.is_stalled)
         self.assertEqual(self.received(log, reader), b"".join(LINES))
-        self.assertFalse(log.stalled)
+        self.assertFalse(log.is_stalled)
         self.assertTrue(os.get_blocking(writer), "the description that others share was changed")
 
     def test_on_a_pipe(self) -> None:
         self.check(*self.pipe())
 
-    def test_on_a_pipe_that_cannot_be_opened_anew(self) -> None:
+    def test_on_a_pipe_that_cannot_be_opened_again(self) -> None:
         reader, writer = self.pipe()
         with mock.patch("os.open", side_effect=PermissionError):
             self.check(reader, writer)
@@ -97,7 +96,7 @@ class WholeLog(LogTest):
         self.close_later(fd)
         log = self.open(fd)
         self.put_all(log)
-        self.assertFalse(log.stalled)
+        self.assertFalse(log.is_stalled)
         self.assertEqual(path.read_bytes(), b"".join(LINES))
 
 
@@ -109,7 +108,7 @@ class BrokenLog(LogTest):
         for _ in range(3):
             self.put_all(log)
             self.assertTrue(log.has_room())
-            self.assertFalse(log.stalled)
+            self.assertFalse(log.is_stalled)
         log.close(time.monotonic())
 
     def test_a_reader_that_left_stops_nothing(self) -> None:
@@ -138,7 +137,7 @@ class BrokenLog(LogTest):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        log.put([lines])
+        log.put(lines)
         log.flush()
         log.flush()  # part of a write first, then the error
         return path, log
@@ -149,53 +148,71 @@ class BrokenLog(LogTest):
 
     def test_what_a_full_file_did_not_take_is_counted_when_it_takes_more(self) -> None:
         path, log = self.log_on_a_full_file(10, b"[x] first\n[x] second\n")
-        log.put([b"[x] third\n"])
+        log.put(b"[x] third\n")
         log.flush()
         self.make_room()
-        log.put([b"[x] fourth\n"])
+        log.put(b"[x] fourth\n")
         log.flush()
         self.assertEqual(
             path.read_text(),
-            "[x] first\n[x] fourth\nsidecar-init: cannot write the log: File too large; 21 bytes of it are lost\n",
+            "[x] first\n[x] fourth\nsidecar-init: 2 log lines were lost: File too large\n",
         )
 
-    def test_the_line_after_a_lost_one_begins_anew(self) -> None:
+    def test_the_line_after_one_that_was_lost_in_part_begins_on_a_line_of_its_own(self) -> None:
         path, log = self.log_on_a_full_file(7, b"[x] first\n")
         self.make_room()
-        log.put([b"[x] second\n"])
+        log.put(b"[x] second\n")
         log.flush()
         self.assertTrue(path.read_text().startswith("[x] fir\n[x] second\n"), path.read_text())
 
+    def test_a_line_that_was_lost_in_part_is_counted_once(self) -> None:
+        path, log = self.log_on_a_full_file(7, b"[x] first\n")
+        log.put(b"[x] second\n")
+        log.flush()
+        self.make_room()
+        log.put(b"[x] third\n")
+        log.flush()
+        told = "sidecar-init: 2 log lines were lost: File too large\n"
+        self.assertEqual(path.read_text(), f"[x] fir\n[x] third\n{told}")
+
 
 class Bounds(LogTest):
-    def test_daemons_have_less_room_than_last_words_and_those_less_than_own_lines(self) -> None:
+    def test_daemons_have_less_room_than_last_lines_and_those_less_than_own_lines(self) -> None:
         log = self.open(self.pipe()[1])
-        for limit in (sidecar_init._LOG_LIMIT_DAEMONS, sidecar_init._LOG_LIMIT_LAST_WORDS):
-            self.assertLess(limit, _LOG_LIMIT)
-            log.put([b"." * (limit - 1 - log._size)])
-            self.assertTrue(log.has_room(limit))
-            log.put([b"\n"])
-            self.assertFalse(log.has_room(limit))
-        before = log._size
+        for reserve in (0, _LOG_RESERVE // 2):
+            log.put(b"." * (_LOG_LIMIT + reserve - 1 - len(log._buffer)))
+            self.assertTrue(log.has_room(reserve))
+            log.put(b"\n")
+            self.assertFalse(log.has_room(reserve))
+        before = len(log._buffer)
         log.say("there is room for this")
-        self.assertGreater(log._size, before)
+        self.assertGreater(len(log._buffer), before)
 
-    def test_own_lines_beyond_the_bound_are_counted_where_they_are_missing(self) -> None:
+    def test_own_lines_beyond_the_bound_are_counted_and_no_memory_is_used_for_them(self) -> None:
         reader, writer = self.pipe()
         log = self.open(writer)
         filling = b"." * 1023 + b"\n"
-        log.put([filling] * 1024)
+        log.put(filling * ((_LOG_LIMIT + _LOG_RESERVE) // 1024))
+        before = len(log._buffer)
         for number in range(7):
             log.say(f"line {number}")
-        self.assertEqual(log._size, _LOG_LIMIT)
-        count = b"sidecar-init: 7 lines of the supervisor's own are missing here: nobody read the log\n"
-        expected = filling * 1024 + count
+        self.assertEqual(len(log._buffer), before)
+        count = b"sidecar-init: 7 log lines were lost: its reader stalled\n"
+        expected = filling * ((_LOG_LIMIT + _LOG_RESERVE) // 1024) + count
         received = b""
         while len(received) < len(expected):
             log.flush()
             received += os.read(reader, 65536)
         self.assertEqual(received, expected)
-        self.assertFalse(log.stalled)
+        self.assertFalse(log.is_stalled)
+
+    def test_what_is_said_once_is_not_said_again(self) -> None:
+        reader, writer = self.pipe()
+        log = self.open(writer)
+        for text in ("a", "b", "a"):
+            log.say_once(text)
+        log.flush()
+        self.assertEqual(os.read(reader, 1000), b"sidecar-init: a\nsidecar-init: b\n")
 
     def test_own_lines_cannot_contain_a_line_end_or_steer_a_terminal(self) -> None:
         reader, writer = self.pipe()
@@ -227,12 +244,12 @@ class Close(LogTest):
         reader, writer = self.pipe()
         log = self.open(writer)
         self.put_all(log)
-        left = log._size
+        left = log._buffer.count(b"\n")
         received: list[bytes] = []
 
         def come_back() -> None:
-            wait_until(lambda: log._reason, 10, "the log has given up")
-            while not received or b"are lost" not in received[-1]:
+            wait_until(lambda: log._why_lost, 10, "the log has given up")
+            while not received or b"were lost" not in received[-1]:
                 received.append(os.read(reader, 65536))
 
         thread = threading.Thread(target=come_back)
@@ -241,13 +258,55 @@ class Close(LogTest):
         thread.join()
         text = b"".join(received)
         self.assertTrue(b"".join(LINES).startswith(text[:65536]))
-        last = b"\nsidecar-init: cannot write the log: nobody read it in time; %d bytes of it are lost\n" % left
+        last = b"\nsidecar-init: %d log lines were lost: its reader stalled\n" % left
         self.assertTrue(text.endswith(last), text[-200:])
 
     def test_without_a_reader_it_ends_all_the_same(self) -> None:
         log = self.open(self.pipe()[1])
         self.put_all(log)
         log.close(time.monotonic())
+
+
+class Colours(LogTest):
+    """Prefixes are coloured on a terminal, unless NO_COLOR is set to something."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.use_environment()
+        os.environ.pop("NO_COLOR", None)
+
+    def terminal(self) -> tuple[int, int]:
+        master, slave = os.openpty()
+        self.close_later(master, slave)
+        tty.setraw(slave)
+        return master, slave
+
+    def said(self, reader: int, writer: int) -> bytes:
+        log = self.open(writer)
+        log.say("a")
+        log.put(log.prefix("[web] ") + b"b\n")
+        log.flush()
+        return os.read(reader, 1000)
+
+    def test_they_are_on_a_terminal(self) -> None:
+        colour = rb"\x1b\[3[1-6]m"
+        expected = rb"\A%ssidecar-init: \x1b\[0ma\n%s\[web\] \x1b\[0mb\n\Z" % (colour, colour)
+        self.assertRegex(self.said(*self.terminal()), expected)
+
+    def test_they_are_not_elsewhere(self) -> None:
+        self.assertEqual(self.said(*self.pipe()), b"sidecar-init: a\n[web] b\n")
+
+    def test_no_color_turns_them_off(self) -> None:
+        os.environ["NO_COLOR"] = "0"
+        self.assertEqual(self.said(*self.terminal()), b"sidecar-init: a\n[web] b\n")
+
+    def test_an_empty_no_color_does_not(self) -> None:
+        os.environ["NO_COLOR"] = ""
+        self.assertIn(b"\x1b[", self.said(*self.terminal()))
+
+    def test_a_daemon_keeps_its_colour(self) -> None:
+        log = self.open(self.terminal()[1])
+        self.assertEqual(log.prefix("[web] "), log.prefix("[web] "))
 
 
 if __name__ == "__main__":

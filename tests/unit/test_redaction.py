@@ -124,8 +124,8 @@ class PathologicalSecrets(unittest.TestCase):
 class CutOff(unittest.TestCase):
     """A daemon that exits in the middle of a write leaves the beginning of a secret, which no newline follows."""
 
-    def finished(self, stream: bytes, **values: bytes) -> bytes:
-        lines = _Lines(b"", secrets(**values))
+    def finished(self, stream: bytes, daemon: str = "egress", **values: bytes) -> bytes:
+        lines = _Lines(b"", secrets(**values), daemon)
         return lines.feed(stream) + lines.finish()
 
     def test_the_beginning_of_a_value_at_the_end_is_redacted(self) -> None:
@@ -153,11 +153,15 @@ class CutOff(unittest.TestCase):
             found = self.finished(b"." + value[:length], A=value)
             self.assertEqual(found, b"." + A + b"\n", length)
 
+    def test_a_daemon_that_tries_beginnings_of_secrets_of_others_learns_nothing_from_its_log(self) -> None:
+        for length in range(6, len(TOKEN)):
+            self.assertEqual(self.finished(TOKEN[:length], "web", A=TOKEN), TOKEN[:length] + b"\n")
+
     def test_a_beginning_that_another_byte_follows_is_no_value(self) -> None:
         self.assertEqual(self.finished(TOKEN[:20] + b"!", A=TOKEN), TOKEN[:20] + b"!\n")
 
     def test_the_last_lines_do_not_show_it_either(self) -> None:
-        lines = _Lines(b"", secrets(A=TOKEN))
+        lines = _Lines(b"", secrets(A=TOKEN), "egress")
         lines.feed(TOKEN[:20])
         lines.finish()
         self.assertEqual(lines.last_lines, A + b"\n")
