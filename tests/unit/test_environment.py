@@ -1,4 +1,4 @@
-"""What a daemon gets as its environment: everything but the secrets of others."""
+"""What a daemon gets as its environment: everything except the secrets of others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import unittest
 from unittest import mock
 
-from sidecar_init import _DaemonSpec, _env_for_daemon, _exposed_secrets
+from sidecar_init import _Account, _DaemonSpec, _env_for_daemon, _warnings
 from tests.unit.support import UnitTest
 
 PUBLIC = {"PATH": "/bin", "EGRESS_TOKEN": "no secret", "XEGRESS_TOKEN_B": "neither"}
@@ -17,7 +17,7 @@ class Environment(UnitTest):
     def test_the_owner_gets_everything(self) -> None:
         self.assertEqual(_env_for_daemon("egress", BASE), BASE)
 
-    def test_nobody_else_gets_a_secret(self) -> None:
+    def test_no_other_daemon_gets_a_secret(self) -> None:
         for name in ("pipelock", "git-gate", "git-http", "supervise", "unknown", ""):
             with self.subTest(name):
                 self.assertEqual(_env_for_daemon(name, BASE), PUBLIC)
@@ -31,36 +31,86 @@ class Environment(UnitTest):
             self.assertEqual(base, BASE)
             self.assertNotEqual(second, {})
 
-    def test_without_secrets_everybody_gets_everything(self) -> None:
+    def test_without_secrets_every_daemon_gets_everything(self) -> None:
         self.patch("_SECRETS", {})
         self.assertEqual(_env_for_daemon("pipelock", BASE), BASE)
 
     def test_each_prefix_has_its_owner(self) -> None:
-        self.patch("_SECRETS", {"A_": "a", "B_": "b"})
+        self.patch("_SECRETS", {"A_": ("a",), "B_": ("b",)})
         base = {"A_1": "", "B_1": "", "C_1": ""}
         self.assertEqual(_env_for_daemon("a", base).keys(), {"A_1", "C_1"})
         self.assertEqual(_env_for_daemon("b", base).keys(), {"B_1", "C_1"})
         self.assertEqual(_env_for_daemon("c", base).keys(), {"C_1"})
 
     def test_a_variable_under_the_prefixes_of_two_goes_to_neither(self) -> None:
-        self.patch("_SECRETS", {"A_": "a", "A_B_": "b"})
+        self.patch("_SECRETS", {"A_": ("a",), "A_B_": ("b",)})
         base = {"A_1": "", "A_B_1": ""}
         self.assertEqual(_env_for_daemon("a", base).keys(), {"A_1"})
         self.assertEqual(_env_for_daemon("b", base).keys(), set())
 
     def test_overlapping_prefixes_of_one_owner_are_its_own(self) -> None:
-        self.patch("_SECRETS", {"A_": "a", "A_B_": "a"})
+        self.patch("_SECRETS", {"A_": ("a",), "A_B_": ("a",)})
         self.assertEqual(_env_for_daemon("a", {"A_B_1": ""}).keys(), {"A_B_1"})
         self.assertEqual(_env_for_daemon("b", {"A_B_1": ""}).keys(), set())
 
-    def test_an_owner_that_shares_its_account_is_told(self) -> None:
-        self.patch("_SECRETS", {"A_": "a"})
-        other = _DaemonSpec("b", ["true"], user="daemon")
-        with mock.patch.dict(os.environ, {"A_1": "hush"}), mock.patch("os.geteuid", return_value=0):
-            self.assertEqual(_exposed_secrets([_DaemonSpec("a", ["true"], user="nobody"), other]), [])
-            [line] = _exposed_secrets([_DaemonSpec("a", ["true"], user="daemon"), other])
-            self.assertIn("cannot keep A_* from b: it has the same account as a", line)
-        self.assertEqual(_exposed_secrets([_DaemonSpec("a", ["true"]), _DaemonSpec("b", ["true"])]), [])  # none is set
+    def test_a_prefix_can_have_several_owners(self) -> None:
+        self.patch("_SECRETS", {"A_": ("a", "b")})
+        base = {"A_1": "", "C_1": ""}
+        for name in ("a", "b"):
+            self.assertEqual(_env_for_daemon(name, base).keys(), {"A_1", "C_1"})
+        self.assertEqual(_env_for_daemon("c", base).keys(), {"C_1"})
+
+
+class Warnings(UnitTest):
+    """What is said at the start, and by plan, of secrets that accounts cannot keep apart."""
+
+    def setUp(self) -> None:
+        self.use_environment(A_1="hush")
+        self.patch("_SECRETS", {"A_": ("a",)})
+        accounts = {"root": 0, "web": 1000, "alias": 1000, "db": 1001}
+        self.patch("_read_accounts", lambda: {name: _Account(name, uid, uid, "/") for name, uid in accounts.items()})
+        self.enterContext(mock.patch("os.geteuid", return_value=0))
+
+    def warnings(self, **users: str | None) -> list[str]:
+        specs = tuple(_DaemonSpec(name, ["true"], user=user) for name, user in users.items())
+        self.patch("_DAEMONS", specs)
+        return _warnings(specs)
+
+    def check(self, **users: str | None) -> None:
+        [line] = self.warnings(**users)
+        self.assertEqual(line, "cannot keep A_* from b: it runs as the same user as a; give a its own")
+
+    def test_daemons_with_different_users_are_kept_apart(self) -> None:
+        self.assertEqual(self.warnings(a="web", b="db", c=None), [])
+
+    def test_an_owner_that_shares_its_user_is_told(self) -> None:
+        self.check(a="web", b="web")
+
+    def test_two_names_of_one_uid_are_one_user(self) -> None:
+        self.check(a="web", b="alias")
+
+    def test_root_by_name_is_the_same_as_no_user(self) -> None:
+        self.check(a="root", b=None)
+        self.check(a=None, b="root")
+
+    def test_without_root_all_share_the_user_of_the_supervisor(self) -> None:
+        with mock.patch("os.geteuid", return_value=1000):
+            self.check(a="web", b="db")
+
+    def test_owners_of_the_same_secrets_may_share_a_user(self) -> None:
+        self.patch("_SECRETS", {"A_": ("a", "b")})
+        self.assertEqual(self.warnings(a="web", b="web", c="db"), [])
+
+    def test_secrets_that_are_not_set_are_not_mentioned(self) -> None:
+        del os.environ["A_1"]
+        self.assertEqual(self.warnings(a="web", b="web"), [])
+
+    def test_an_owner_that_does_not_run_gives_nothing_away(self) -> None:
+        self.assertEqual(self.warnings(b="web", c="web"), [])
+
+    def test_names_that_are_asked_for_and_not_in_the_table_are_told(self) -> None:
+        os.environ["SIDECAR_INIT_DAEMONS"] = "a,other"
+        self.assertEqual(self.warnings(a="web"), ["there is no daemon other; ignored"])
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import unittest
+from unittest import mock
 
 import sidecar_init
-from sidecar_init import _DaemonSpec, _selected_daemons
+from sidecar_init import _DaemonSpec, _selected_daemons, _setting, _state_directories
 from tests.unit.support import UnitTest
 
 NAMES = ["egress", "pipelock", "git-gate", "git-http", "supervise"]
 NEW, OLD = "BOT_BOTTLE_SIDECAR_DAEMONS", "CLAUDE_BOTTLE_SIDECAR_DAEMONS"
+NEUTRAL = "SIDECAR_INIT_DAEMONS"
 
 
 def selected(**env: str) -> list[str]:
@@ -25,23 +29,29 @@ class Selection(UnitTest):
     def test_the_table_decides_the_order(self) -> None:
         self.assertEqual(selected(**{NEW: "supervise,egress"}), ["egress", "supervise"])
 
-    def test_spaces_and_empty_entries_are_passed_over(self) -> None:
+    def test_spaces_and_empty_entries_are_ignored(self) -> None:
         self.assertEqual(selected(**{NEW: " egress , ,pipelock\t,"}), ["egress", "pipelock"])
 
     def test_a_name_twice_is_one_daemon(self) -> None:
         self.assertEqual(selected(**{NEW: "egress,egress"}), ["egress"])
 
-    def test_unknown_names_are_passed_over(self) -> None:
-        self.assertEqual(selected(**{NEW: "egress,nobody"}), ["egress"])
-        self.assertEqual(selected(**{NEW: "nobody"}), [])
+    def test_unknown_names_are_ignored(self) -> None:
+        self.assertEqual(selected(**{NEW: "egress,other"}), ["egress"])
+        self.assertEqual(selected(**{NEW: "other"}), [])
 
     def test_commas_alone_select_nothing(self) -> None:
         self.assertEqual(selected(**{NEW: ","}), [])
 
-    def test_the_older_variable_is_read_where_the_newer_is_unset(self) -> None:
+    def test_the_older_variable_is_read_if_the_newer_is_unset(self) -> None:
         self.assertEqual(selected(**{OLD: "git-http"}), ["git-http"])
         self.assertEqual(selected(**{OLD: "git-http", NEW: "egress"}), ["egress"])
         self.assertEqual(selected(**{OLD: "git-http", NEW: ""}), NAMES)
+
+    def test_the_neutral_variable_is_read_if_both_others_are_unset(self) -> None:
+        self.assertEqual(selected(**{NEUTRAL: "git-http"}), ["git-http"])
+        for other in (OLD, NEW):
+            self.assertEqual(selected(**{NEUTRAL: "git-http", other: "egress"}), ["egress"])
+            self.assertEqual(selected(**{NEUTRAL: "git-http", other: ""}), NAMES)
 
     def test_the_table_is_looked_up_when_it_is_used(self) -> None:
         self.patch("_DAEMONS", (_DaemonSpec("other", ["true"]),))
@@ -55,6 +65,36 @@ class Selection(UnitTest):
     def test_the_result_is_a_list_of_its_own(self) -> None:
         _selected_daemons({}).clear()
         self.assertEqual(selected(), NAMES)
+
+
+class OtherSettings(UnitTest):
+    def test_each_has_a_neutral_name_that_is_read_if_the_other_is_unset(self) -> None:
+        for name in ("RESTART", "STATE_DIR"):
+            own, neutral = f"BOT_BOTTLE_SIDECAR_{name}", f"SIDECAR_INIT_{name}"
+            for env, expected in (
+                ({}, ""),
+                ({neutral: "neutral"}, "neutral"),
+                ({own: "own", neutral: "neutral"}, "own"),
+                ({own: "", neutral: "neutral"}, ""),
+                ({f"CLAUDE_BOTTLE_SIDECAR_{name}": "older"}, ""),
+            ):
+                with self.subTest(name, env=env):
+                    self.assertEqual(_setting(env, name), expected)
+
+    def directories(self, uid: int, **env: str) -> list[str]:
+        self.use_environment(**env)
+        with mock.patch("os.geteuid", return_value=uid):
+            return _state_directories()
+
+    def test_the_state_of_an_ordinary_user_may_be_in_tmp(self) -> None:
+        self.assertEqual(self.directories(0), ["/run/sidecar-init"])
+        self.assertEqual(self.directories(1000), ["/run/sidecar-init", "/tmp/sidecar-init-1000"])
+
+    def test_a_state_directory_that_was_chosen_is_the_only_one(self) -> None:
+        for name in ("BOT_BOTTLE_SIDECAR_STATE_DIR", "SIDECAR_INIT_STATE_DIR"):
+            self.assertEqual(self.directories(1000, **{name: "/var/state"}), ["/var/state"])
+            self.assertEqual(self.directories(1000, **{name: "state"}), [os.path.abspath("state")])
+            self.assertEqual(self.directories(1000, **{name: ""}), [])
 
 
 class ShippedTable(unittest.TestCase):
@@ -82,11 +122,25 @@ class Row(unittest.TestCase):
     def test_name_and_command_are_enough(self) -> None:
         spec = _DaemonSpec("a", ["true", "x"])
         self.assertEqual((spec.name, spec.argv, spec.restart), ("a", ("true", "x"), "never"))
-        self.assertEqual((spec.user, spec.port, spec.after, spec.check), (None, None, (), None))
+        self.assertEqual((spec.user, spec.port, spec.after, spec.check, spec.ready), (None, None, (), (), ()))
+        self.assertEqual((spec.oneshot, spec.essential, spec.prefix), (False, False, True))
+        self.assertEqual((spec.cwd, spec.env), (None, {}))
+        self.assertEqual((spec.stop_signal, spec.stop_to, spec.stop_grace), (signal.SIGTERM, "group", None))
+
+    def test_what_stop_does_not_say_has_its_default(self) -> None:
+        for stop, expected in (
+            ({"signal": "QUIT"}, (signal.SIGQUIT, "group", None)),
+            ({"to": "leader"}, (signal.SIGTERM, "leader", None)),
+            ({"grace": 0}, (signal.SIGTERM, "group", 0)),
+            ({"signal": "INT", "to": "leader", "grace": 2.5}, (signal.SIGINT, "leader", 2.5)),
+        ):
+            with self.subTest(stop):
+                spec = _DaemonSpec("a", ["true"], stop=stop)
+                self.assertEqual((spec.stop_signal, spec.stop_to, spec.stop_grace), expected)
 
     def test_a_row_cannot_change(self) -> None:
         spec = _DaemonSpec("a", ["true"])
-        for field in ("name", "argv", "restart", "unknown"):
+        for field in ("name", "argv", "restart", "stop_grace", "env"):
             with self.subTest(field), self.assertRaises(AttributeError):
                 setattr(spec, field, "other")
 
