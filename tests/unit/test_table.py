@@ -1,17 +1,22 @@
-"""The table file: what is right is taken, and each kind of mistake has a line of its own."""
+"""The table file: what is right is used, and each kind of mistake has a line of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import signal
+import subprocess
+import sys
 import unittest
+from typing import Any
 
 import sidecar_init
-from tests.support import ROOT
+from tests.support import MODULE, ROOT
 from tests.unit.support import UnitTest
 
 GOOD = '[[daemon]]\nname = "web"\nargv = ["true"]\n'
+OTHER = '[[daemon]]\nname = "db"\nargv = ["true"]\n'
 DESIGNED = """
 [[daemon]]
 name = "db"
@@ -26,70 +31,129 @@ after = ["db"]
 user = "nobody"
 check = ["true"]
 
-[secrets]                   # prefix of the variables = the only daemon that gets them
+[secrets]                   # prefix of the variables = the only daemon, or list of daemons, that gets them
 "API_KEY_" = "web"
+"CA_" = ["web", "db"]
 
 [signals]                   # HUP and USR1, each one action
 HUP = { forward = "web" }
 USR1 = { restart = "db" }
 """
 
+EVERY_FIELD = """
+ready = ["curl", "-f", "http://[::1]/"]
+essential = true
+stop = { signal = "QUIT", to = "leader", grace = 30 }
+cwd = "/srv"
+env = { WORKERS = "4", EMPTY = "" }
+prefix = false
+"""
+
+SECTIONS = "there must be one or more [[daemon]] sections"
+COMMAND = "must be a list of words, the first not empty"
+STOP = "stop must be like { signal"
+TRUTH = "must be true or false"
 MISTAKES = {  # what is in the file: what the line must say after the file's name
-    "": "'daemon' must be one or more [[daemon]] sections",
-    "daemon = 3\n": "'daemon' must be one or more [[daemon]] sections",
-    "daemon = []\n": "'daemon' must be one or more [[daemon]] sections",
-    "daemon = [3]\n": "'daemon' must be one or more [[daemon]] sections",
-    "[daemon]\nname = 'web'\n": "'daemon' must be one or more [[daemon]] sections",
+    "": SECTIONS,
+    "daemon = 3\n": SECTIONS,
+    "daemon = []\n": SECTIONS,
+    "daemon = [3]\n": SECTIONS,
+    "[daemon]\nname = 'web'\n": SECTIONS,
     "[[daemon]\n": "not TOML: ",
     "x = '\xff": "not TOML: ",
     "x = " + "[" * 5000: "not TOML: ",
-    GOOD + "[[daemon]]\nname = 'db'\nargv = ['true']\n[secrets]\nA_ = 'web'\nA_B_ = 'db'\n": (
-        "secrets: 'A_B_' begins with 'A_', which has another owner"
-    ),
-    GOOD + "[demon]\n": "unknown key 'demon'; known are [[daemon]], [secrets] and [signals]",
-    GOOD + "ports = 80\n": "daemon 'web': unknown key 'ports'; known are name, argv,",
-    GOOD + GOOD: "daemon 'web': 'name' stands twice",
-    "[[daemon]]\nargv = ['true']\n": "daemon 1: 'name' is missing",
-    "[[daemon]]\nname = 'web'\n": "daemon 'web': 'argv' is missing",
-    "[[daemon]]\nname = ''\n": "daemon '': 'name' must be a name of letters, digits and ._-, at most 64",
-    "[[daemon]]\nname = 'a b'\n": "daemon 'a b': 'name' must be",
-    "[[daemon]]\nname = 'a,b'\n": "daemon 'a,b': 'name' must be",
-    "[[daemon]]\nname = 7\n": "daemon 7: 'name' must be",
-    f"[[daemon]]\nname = '{'x' * 65}'\n": f"daemon '{'x' * 65}': 'name' must be",
-    "[[daemon]]\nname = '\xe4'\n": "daemon '\xe4': 'name' must be",
-    "[[daemon]]\nname = 'web'\nargv = 'true'\n": "daemon 'web': 'argv' must be a list of words, the first not empty",
-    "[[daemon]]\nname = 'web'\nargv = []\n": "daemon 'web': 'argv' must be",
-    "[[daemon]]\nname = 'web'\nargv = ['']\n": "daemon 'web': 'argv' must be",
-    "[[daemon]]\nname = 'web'\nargv = ['true', 3]\n": "daemon 'web': 'argv' must be",
-    '[[daemon]]\nname = "web"\nargv = ["true", "\\u0000"]\n': "daemon 'web': 'argv' must be",
-    GOOD + "restart = 'sometimes'\n": "daemon 'web': 'restart' must be never, on-failure or always",
-    GOOD + "restart = true\n": "daemon 'web': 'restart' must be",
-    GOOD + "user = 1000\n": "daemon 'web': 'user' must be the name of an account",
-    GOOD + "user = ''\n": "daemon 'web': 'user' must be",
-    GOOD + "port = '80'\n": "daemon 'web': 'port' must be a number from 1 to 65535",
-    GOOD + "port = true\n": "daemon 'web': 'port' must be",
-    GOOD + "port = 80.0\n": "daemon 'web': 'port' must be",
-    GOOD + "port = 0\n": "daemon 'web': 'port' must be",
-    GOOD + "port = 65536\n": "daemon 'web': 'port' must be",
-    GOOD + "after = 'web'\n": "daemon 'web': 'after' must be a list of names",
-    GOOD + "after = [7]\n": "daemon 'web': 'after' must be a list of names",
-    GOOD + "after = ['db']\n": "daemon 'web': 'after' names 'db', which is no daemon of the table",
-    GOOD + "after = ['web']\n": "daemon 'web': 'after' runs in a circle",
-    GOOD + "after = ['b']\n" + GOOD.replace("web", "b") + "after = ['web']\n": "daemon 'web': 'after' runs in",
-    GOOD + "check = []\n": "daemon 'web': 'check' must be a list of words, the first not empty",
-    "secrets = 3\n" + GOOD: "'secrets' must be a [secrets] section",
-    GOOD + "[secrets]\nA_ = 'db'\n": "secrets: 'A_' must name a daemon of the table, not 'db'",
-    GOOD + "[secrets]\nA_ = ['web']\n": "secrets: 'A_' must name a daemon of the table, not ['web']",
+    "x = " + "9" * 5000: "not TOML: ",
+    GOOD + "port = " + "9" * 5000: "not TOML: ",
+    GOOD + "port = -" + "9" * 5000: "not TOML: ",
+    "a." * 1200 + "b = 1\n" + GOOD: 'unknown key "a"; known: [[daemon]], [secrets], [signals]',
+    GOOD + "a." * 1200 + "b = 1\n": 'daemon "web": unknown key "a"; known are name, argv,',
+    GOOD + "env." + "a." * 1200 + "b = 1\n": 'daemon "web": env must be a table of strings',
+    GOOD + "stop." + "a." * 1200 + "b = 1\n": f'daemon "web": {STOP}',
+    GOOD + "[secrets]\n" + "a." * 1200 + "b = 1\n": 'secrets: "a" must name a daemon of the table, or a list of them',
+    GOOD + "[signals]\nHUP." + "a." * 1200 + "b = 1\n": "signals: HUP must be {",
+    "[" + "a." * 1200 + "b]\n": 'unknown key "a"; known',
+    "daemon." + "a." * 1200 + "b = 1\n": SECTIONS,
+    "[[daemon]]\nname." + "a." * 1200 + "b = 1\n": "daemon 1: name must be",
+    GOOD + "[demon]\n": 'unknown key "demon"; known: [[daemon]], [secrets], [signals]',
+    GOOD + "ports = 80\n": 'daemon "web": unknown key "ports"; known are name, argv,',
+    GOOD + GOOD: 'daemon "web": duplicate name',
+    "[[daemon]]\nargv = ['true']\n": "daemon 1: name is missing",
+    "[[daemon]]\nname = 'web'\n": 'daemon "web": argv is missing',
+    "[[daemon]]\nname = ''\n": 'daemon "": name must be a name of letters, digits and ._-, at most 64',
+    "[[daemon]]\nname = 'a b'\n": 'daemon "a b": name must be',
+    "[[daemon]]\nname = 'a,b'\n": 'daemon "a,b": name must be',
+    "[[daemon]]\nname = 7\n": "daemon 1: name must be",
+    f"[[daemon]]\nname = '{'x' * 65}'\n": f'daemon "{"x" * 65}": name must be',
+    "[[daemon]]\nname = '\xe4'\n": 'daemon "\xe4": name must be',
+    "[[daemon]]\nname = 'web'\nargv = 'true'\n": f'daemon "web": argv {COMMAND}',
+    "[[daemon]]\nname = 'web'\nargv = []\n": f'daemon "web": argv {COMMAND}',
+    "[[daemon]]\nname = 'web'\nargv = ['']\n": f'daemon "web": argv {COMMAND}',
+    "[[daemon]]\nname = 'web'\nargv = ['true', 3]\n": f'daemon "web": argv {COMMAND}',
+    '[[daemon]]\nname = "web"\nargv = ["true", "\\u0000"]\n': f'daemon "web": argv {COMMAND}',
+    **{GOOD + f"{key} = {value}\n": f'daemon "web": {expected}' for key, value, expected in [
+        ("restart", "'sometimes'", "restart must be never, on-failure or always"),
+        ("restart", "true", "restart must be"),
+        ("restart", "['always']", "restart must be"),
+        ("user", "1000", "user must be the name of an account"),
+        ("user", "''", "user must be"),
+        ("user", '"\\u0000"', "user must be"),
+        ("port", "'80'", "port must be a number from 1 to 65535"),
+        ("port", "true", "port must be"),
+        ("port", "80.0", "port must be"),
+        ("port", "0", "port must be"),
+        ("port", "-1", "port must be"),
+        ("port", "65536", "port must be"),
+        ("port", "9" * 4000, "port must be"),
+        ("after", "'web'", "after must be a list of names"),
+        ("after", "[7]", "after must be a list of names"),
+        ("after", "['']", "after must be a list of names"),
+        ("after", "['db']", 'after names "db", which is not in the table'),
+        ("after", "['web']", "circular after"),
+        *((key, value, f"{key} {COMMAND}") for key in ("check", "ready")
+          for value in ("[]", "['']", "'true'", "[7]", "true", "{}", "[['true']]", '["\\u0000"]')),
+        *((key, value, f"{key} {TRUTH}") for key in ("oneshot", "essential", "prefix")
+          for value in ("'true'", "1", "0", "[]", "{}", "1.0", "1979-05-27")),
+        *(("stop", value, STOP) for value in ("'TERM'", "15", "true", "[]", "['TERM']", "{ unknown = 1 }")),
+        *(("stop.signal", value, STOP) for value in (
+            "'UNKNOWN'", "''", "'SIGTERM'", "'term'", "15", "true", "['TERM']", "'KILL'", "'STOP'", "'_SETMASK'")),
+        *(("stop.to", value, STOP) for value in ("'all'", "''", "true", "1", "['group']")),
+        *(("stop.grace", value, STOP) for value in (
+            "-1", "-0.001", "inf", "+inf", "-inf", "nan", "1e400", "'8'", "true", "[]", "86401", "9" * 4000)),
+        *(("cwd", value, "cwd must be an absolute path") for value in ("''", "'srv'", "7", "[]", '"/\\u0000"', "'~'")),
+        *(("env", value, "env must be a table of strings") for value in ("'A=1'", "['A=1']", "7", "true", "[]")),
+        *(("env", value, "env must be a table of strings") for value in (
+            "{ A = 1 }", "{ A = true }", "{ A = ['1'] }", "{ A = { B = '1' } }", "{ '' = 'x' }", "{ 'A=B' = 'x' }",
+            '{ "A\\u0000" = "x" }', '{ A = "\\u0000" }')),
+        *(("oneshot", f"true\n{key} = {value}", "a oneshot cannot have port or ready")
+          for key, value in (("port", "80"), ("ready", "['true']"))),
+    ]},
+    GOOD + "after = ['b']\n" + GOOD.replace("web", "b") + "after = ['web']\n": 'daemon "web": circular after',
+    "secrets = 3\n" + GOOD: "secrets must be a [secrets] section",
+    GOOD + "[secrets]\nA_ = 'db'\n": 'secrets: "A_" must name a daemon of the table, or a list of them',
+    GOOD + "[secrets]\nA_ = ['web', 'db']\n": 'secrets: "A_" must name',
+    GOOD + "[secrets]\nA_ = []\n": 'secrets: "A_" must name',
+    GOOD + "[secrets]\nA_ = [7]\n": 'secrets: "A_" must name',
+    GOOD + "[secrets]\nA_ = [['web']]\n": 'secrets: "A_" must name',
+    GOOD + "[secrets]\nA_ = 7\n": 'secrets: "A_" must name',
+    GOOD + "[secrets]\nA_ = { web = true }\n": 'secrets: "A_" must name',
     GOOD + "[secrets]\n'' = 'web'\n": "secrets: a prefix must not be empty",
-    "signals = 3\n" + GOOD: "'signals' must be a [signals] section",
-    GOOD + "[signals]\nTERM = { forward = 'web' }\n": "signals: unknown key 'TERM'; known are HUP and USR1",
-    GOOD + "[signals]\nHUP = 'web'\n": 'signals: \'HUP\' must be { forward = "NAME" } or { restart = "NAME" }',
-    GOOD + "[signals]\nHUP = {}\n": "signals: 'HUP' must be {",
-    GOOD + "[signals]\nHUP = { stop = 'web' }\n": "signals: 'HUP' must be {",
-    GOOD + "[signals]\nHUP = { forward = 'web', restart = 'web' }\n": "signals: 'HUP' must be {",
-    GOOD + "[signals]\nUSR1 = { restart = 'db' }\n": "signals: 'USR1' must name a daemon of the table, not 'db'",
-    GOOD + "[signals]\nUSR1 = { restart = 7 }\n": "signals: 'USR1' must name a daemon of the table, not 7",
-}
+    GOOD + OTHER + "[secrets]\nA_ = 'web'\nA_B_ = 'db'\n": (
+        'secrets: "A_B_" begins with "A_", which has other owners'
+    ),
+    GOOD + OTHER + "[secrets]\nA_ = ['web', 'db']\nA_B_ = 'db'\n": 'secrets: "A_B_" begins with "A_", which has other',
+    GOOD + "env = { A_1 = 'x' }\n" + OTHER + "[secrets]\nA_ = 'db'\n": (
+        'daemon "web": env sets A_1, which belongs to db'
+    ),
+    GOOD + "env = { A_ = 'x' }\n" + OTHER + "[secrets]\nA_ = ['db']\n": 'daemon "web": env sets A_, which belongs to',
+    "signals = 3\n" + GOOD: "signals must be a [signals] section",
+    GOOD + "[signals]\nTERM = { forward = 'web' }\n": 'signals: unknown key "TERM"; known are HUP and USR1',
+    GOOD + "[signals]\nHUP = 'web'\n": 'signals: HUP must be { forward = "NAME" } or { restart = "NAME" }',
+    GOOD + "[signals]\nHUP = {}\n": "signals: HUP must be {",
+    GOOD + "[signals]\nHUP = { stop = 'web' }\n": "signals: HUP must be {",
+    GOOD + "[signals]\nHUP = { forward = 'web', restart = 'web' }\n": "signals: HUP must be {",
+    GOOD + "[signals]\nUSR1 = { restart = 'db' }\n": "signals: USR1 must name a daemon of the table",
+    GOOD + "[signals]\nUSR1 = { restart = 7 }\n": "signals: USR1 must name a daemon of the table",
+}  # fmt: skip
 
 
 class TableTest(UnitTest):
@@ -114,7 +178,7 @@ class TableTest(UnitTest):
 
 
 class Mistakes(TableTest):
-    def test_each_is_told_in_one_line_and_nothing_is_started(self) -> None:
+    def test_each_has_one_line_and_nothing_is_started(self) -> None:
         for text, expected in MISTAKES.items():
             with self.subTest(text[:200]):
                 self.path.write_bytes(text.encode("latin-1" if "= '\xff" in text else "utf-8"))
@@ -125,6 +189,21 @@ class Mistakes(TableTest):
 
     def test_a_directory_is_told(self) -> None:
         self.assertEqual(self.refusal(str(self.path.parent)), "Is a directory")
+
+    def test_no_text_of_python_is_shown(self) -> None:
+        for text in ("x = " + "9" * 5000, "x = '\xff", "x = " + "[" * 5000, "a." * 1200 + "b = 1", "x = nan\n", "x"):
+            with self.subTest(text[:20]):
+                self.path.write_bytes(text.encode("latin-1"))
+                self.assertNotRegex(self.refusal(str(self.path)), "sys[.]|codec|recursion|Error|None|True|limit")
+
+    def test_a_mistake_ends_the_program_before_anything_is_started(self) -> None:
+        started = self.path.with_name("started")
+        self.path.write_text(f'[[daemon]]\nname = "a"\nargv = ["touch", "{started}"]\nstop.grace = -1\n')
+        command = [sys.executable, "-ISB", str(MODULE), "--table", str(self.path)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual((ended.returncode, ended.stdout), (2, ""))
+        self.assertRegex(ended.stderr, r"\Acannot use table [^\n]+: daemon \"a\": stop must be like [^\n]+\n\Z")
+        self.assertFalse(started.exists())
 
     def test_an_empty_name_is_a_file_that_is_missing(self) -> None:
         self.assertEqual(self.refusal(""), "No such file or directory")
@@ -139,16 +218,16 @@ class Mistakes(TableTest):
 
 
 class Right(TableTest):
-    def test_the_example_of_the_design_is_taken(self) -> None:
+    def test_the_example_of_the_design_is_used(self) -> None:
         self.path.write_text(DESIGNED)
         sidecar_init._use_table(str(self.path))
         db, web = sidecar_init._DAEMONS
         self.assertEqual((db.name, db.argv, db.restart, db.port, db.user), ("db", ("true",), "never", None, None))
-        self.assertEqual((db.after, db.check), ((), None))
+        self.assertEqual((db.after, db.check), ((), ()))
         self.assertEqual((web.name, web.argv), ("web", ("python3", "-m", "http.server", "8000")))
         self.assertEqual((web.restart, web.port, web.user), ("always", 8000, "nobody"))
         self.assertEqual((web.after, web.check), (("db",), ("true",)))
-        self.assertEqual(sidecar_init._SECRETS, {"API_KEY_": "web"})
+        self.assertEqual(sidecar_init._SECRETS, {"API_KEY_": ("web",), "CA_": ("web", "db")})
         self.assertEqual(sidecar_init._SIGNALS, {"HUP": ("forward", "web"), "USR1": ("restart", "db")})
 
     def test_it_replaces_the_shipped_secrets_and_signals_also_by_none(self) -> None:
@@ -157,9 +236,72 @@ class Right(TableTest):
         self.assertEqual((sidecar_init._SECRETS, sidecar_init._SIGNALS), ({}, {}))
         self.assertEqual([spec.name for spec in sidecar_init._selected_daemons({})], ["web"])
 
-    def test_the_demonstration_is_taken(self) -> None:
+    def test_the_demo_is_used(self) -> None:
         sidecar_init._use_table(str(ROOT / "examples" / "demo.toml"))
         self.assertEqual(len(sidecar_init._DAEMONS), 3)
+
+    def use(self, text: str) -> sidecar_init._DaemonSpec:
+        """The last row of this table."""
+        self.path.write_text(text)
+        sidecar_init._use_table(str(self.path))
+        return sidecar_init._DAEMONS[-1]
+
+    def test_every_field_reaches_its_daemon(self) -> None:
+        spec = self.use(GOOD + EVERY_FIELD)
+        self.assertEqual((spec.ready, spec.essential, spec.prefix), (("curl", "-f", "http://[::1]/"), True, False))
+        self.assertEqual((spec.stop_signal, spec.stop_to, spec.stop_grace), (signal.SIGQUIT, "leader", 30))
+        self.assertEqual((spec.cwd, spec.env), ("/srv", {"WORKERS": "4", "EMPTY": ""}))
+        self.assertIs(self.use(GOOD + "oneshot = true\n").oneshot, True)
+
+    def test_every_field_that_is_known_is_tried_with_something_wrong(self) -> None:
+        told = " ".join(MISTAKES.values())
+        for field in sidecar_init._FIELDS:
+            self.assertRegex(told, rf": {field} must be")
+
+    def test_a_grace_may_be_a_fraction_nothing_or_a_day(self) -> None:
+        for value, expected in (("0", 0), ("0.0", 0), ("2.5", 2.5), ("86400", 86400)):
+            self.assertEqual(self.use(GOOD + f"stop.grace = {value}\n").stop_grace, expected)
+
+    def test_every_signal_that_can_stop_a_daemon_is_known(self) -> None:
+        for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "WINCH", "ABRT"):
+            self.assertEqual(self.use(GOOD + f"stop.signal = '{name}'\n").stop_signal, getattr(signal, f"SIG{name}"))
+
+    def test_an_owner_may_set_its_own_secrets(self) -> None:
+        self.assertEqual(self.use(GOOD + "env = { A_1 = 'x' }\n[secrets]\nA_ = 'web'\n").env, {"A_1": "x"})
+
+    def test_prefixes_of_the_same_owners_may_overlap_in_any_order(self) -> None:
+        self.use(GOOD + OTHER + "[secrets]\nA_ = ['web', 'db']\nA_B_ = ['db', 'web']\n")
+        self.assertEqual(sidecar_init._SECRETS, {"A_": ("web", "db"), "A_B_": ("db", "web")})
+
+    def test_an_after_of_6000_links_in_reverse_is_followed(self) -> None:
+        links = [f'[[daemon]]\nname = "d{n}"\nargv = ["true"]\nafter = ["d{n + 1}"]\n' for n in range(5999)]
+        self.use("".join(links) + '[[daemon]]\nname = "d5999"\nargv = ["true"]\n')
+        self.assertEqual(len(sidecar_init._DAEMONS), 6000)
+
+    def test_the_work_for_a_long_after_grows_with_its_length_and_not_with_its_square(self) -> None:
+        self.assertLess(self.comparisons(400), 3 * self.comparisons(200))
+
+    def comparisons(self, length: int) -> int:
+        """How often names are compared or hashed for a chain in reverse."""
+        count = 0
+
+        class Name(str):
+            def __eq__(self, other: object) -> bool:
+                nonlocal count
+                count += 1
+                return super().__eq__(other)
+
+            def __hash__(self) -> int:
+                nonlocal count
+                count += 1
+                return super().__hash__()
+
+        rows: list[dict[str, Any]] = [
+            {"name": Name(f"d{n}"), "argv": ["true"], "after": [Name(f"d{n + 1}")]} for n in range(length)
+        ]
+        del rows[-1]["after"]
+        sidecar_init._specs_of(rows)
+        return count
 
     def test_it_leads_to_the_supervisor(self) -> None:
         self.patch("_supervise", lambda: 42)
