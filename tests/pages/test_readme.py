@@ -64,12 +64,12 @@ class Readme(unittest.TestCase):
                     return file.read()
 
             try:
-                wait_until(lambda: "[config] configuration read" in text(), 20, "config started, after web is ready")
+                wait_until(lambda: "[config] configuration read" in text(), 20, "config was started, after web was ready")
                 for command in others:
                     with self.subTest(command):
                         done = subprocess.run(python(command), cwd=ROOT, env=env, capture_output=True, text=True)
                         self.assertEqual((done.returncode, done.stderr), (0, ""))
-                wait_until(lambda: text().count("starting clock") == 2, 20, "clock died and came back")
+                wait_until(lambda: text().count("clock started (pid ") == 2, 20, "clock exited and was restarted")
             finally:
                 demo.send_signal(signal.SIGINT)
                 code = demo.wait(15)
