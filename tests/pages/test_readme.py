@@ -64,7 +64,7 @@ class Readme(unittest.TestCase):
                     return file.read()
 
             try:
-                wait_until(lambda: "[config] configuration read" in text(), 20, "config was started, after web was ready")
+                wait_until(lambda: "[config] configuration read" in text(), 20, "config started after web was ready")
                 for command in others:
                     with self.subTest(command):
                         done = subprocess.run(python(command), cwd=ROOT, env=env, capture_output=True, text=True)

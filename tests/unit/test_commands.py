@@ -215,10 +215,16 @@ class ForgedState(CommandTest):
                 self.assertEqual(self.run_command("status"), (1, "", self.UNUSABLE))
 
     def test_no_wrong_type_of_any_field_makes_a_traceback(self) -> None:
-        whole = {"state": "running", "heartbeats": 7, "updated_at": TIME, "signals": {"HUP": {"forward": "web"}}}
-        for wrong in (None, [], {}, "x", -1, 1e300, True, "9" * 5000):
+        whole: dict[str, Any] = {
+            "state": "running",
+            "heartbeats": 7,
+            "updated_at": TIME,
+            "signals": {"HUP": {"forward": "web"}},
+        }
+        values: list[Any] = [None, [], {}, "x", -1, 1e300, True, "9" * 5000]
+        for wrong in values:
             for key in (*DAEMON, *(key for key in whole if key not in DAEMON), "daemons", "pid", "start_ticks"):
-                about = {"daemons": [{**DAEMON, key: wrong}]} if key in DAEMON else {key: wrong}
+                about: dict[str, Any] = {"daemons": [{**DAEMON, key: wrong}]} if key in DAEMON else {key: wrong}
                 with self.subTest(key, wrong=wrong):
                     self.write_status(os.getpid(), **{**whole, **about})
                     code, _, err = self.run_command("status")
@@ -227,7 +233,8 @@ class ForgedState(CommandTest):
 
     def test_no_process_is_signalled_for_a_forged_pid(self) -> None:
         with mock.patch("os.kill", side_effect=lambda pid, _: operator.index(pid)) as kill:
-            for pid in (0, -1, "self", "1", True, 1.0, None, [], "../proc/1", 2**40, -os.getpid()):
+            pids: list[Any] = [0, -1, "self", "1", True, 1.0, None, [], "../proc/1", 2**40, -os.getpid()]
+            for pid in pids:
                 for command in (["health"], ["apply", "web"], ["restart", "web"]):
                     self.write_status(os.getpid(), **{"pid": pid})
                     self.assertEqual(self.run_command(*command)[0], 1, (pid, command))

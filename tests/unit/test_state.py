@@ -127,7 +127,12 @@ class Files(StateTest):
     def test_it_is_out_of_date_from_a_change_to_the_next_write(self) -> None:
         state = self.state()
         self.assertFalse(state.is_stale)
-        for change in (lambda: state.touch(), lambda: state.touch("web"), lambda: state.record("ready", "web", 7)):
+        changes: list[Callable[[], None]] = [
+            state.touch,
+            functools.partial(state.touch, "web"),
+            functools.partial(state.record, "ready", "web", 7),
+        ]
+        for change in changes:
             change()
             self.assertTrue(state.is_stale)
             self.write(state)
@@ -315,7 +320,7 @@ class PlantedFiles(StateTest):
         for plant in (os.mkfifo, self.fifo_with_a_reader):
             for name in self.PLACES:
                 with self.subTest(plant.__name__, name=name):
-                    self.planted(plant, name)  # type: ignore[arg-type]
+                    self.planted(plant, name)
                     if plant is not os.mkfifo or name in self.PLACES[2:]:
                         self.assertTrue((self.path / "status.json").is_file())
                         self.assertTrue((self.path / "events.jsonl.1").is_file())

@@ -127,7 +127,7 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
         *(("oneshot", f"true\n{key} = {value}", "a oneshot cannot have port or ready")
           for key, value in (("port", "80"), ("ready", "['true']"))),
     ]},
-    GOOD + "after = ['b']\n" + GOOD.replace("web", "b") + "after = ['web']\n": 'daemon "web": circular after',
+    GOOD + "after = ['b']\n" + GOOD.replace("web", "b") + "after = ['web']\n": 'daemon "b": circular after',
     "secrets = 3\n" + GOOD: "secrets must be a [secrets] section",
     GOOD + "[secrets]\nA_ = 'db'\n": 'secrets: "A_" must name a daemon of the table, or a list of them',
     GOOD + "[secrets]\nA_ = ['web', 'db']\n": 'secrets: "A_" must name',
