@@ -128,6 +128,9 @@ class WithoutSupervisor(CommandTest):
                 self.assertEqual(self.run_command(*arguments), (1, "", expected))
 
     def test_events_say_that_there_are_none(self) -> None:
+        expected = f"cannot find a supervisor: there is no {self.path}/status.json\n"
+        self.assertEqual(self.run_command("events"), (1, "", expected))
+        self.write_status(os.getpid())
         expected = "cannot find events: no supervisor has written any\n"
         self.assertEqual(self.run_command("events"), (1, "", expected))
 
@@ -279,8 +282,10 @@ class ForgedState(CommandTest):
             self.assertNotIn("\x1b", out + err)
 
     def test_a_fifo_is_not_waited_for(self) -> None:
-        for name in ("status.json", "events.jsonl"):
+        for name in ("events.jsonl", "status.json"):
+            self.write_status(os.getpid())
             path = self.path / name
+            path.unlink(missing_ok=True)
             os.mkfifo(path)
             for command in NEED_A_SUPERVISOR if name == "status.json" else (["events"],):
                 with self.subTest(command):
@@ -295,7 +300,8 @@ class ForgedState(CommandTest):
         self.assertEqual(self.run_command("status"), (1, "", expected))
 
     def test_of_a_huge_file_only_16_mib_are_read(self) -> None:
-        for name, command in (("status.json", "status"), ("events.jsonl", "events")):
+        self.write_status(os.getpid())
+        for name, command in (("events.jsonl", "events"), ("status.json", "status")):
             with open(self.path / name, "wb") as file:
                 file.truncate(1 << 36)
             code, out, err = self.run_command(command)
@@ -443,6 +449,7 @@ class Health(CommandTest):
 class Events(CommandTest):
     def setUp(self) -> None:
         super().setUp()
+        self.write_status(os.getpid())
         self.write_events(*({"event": "started", "daemon": "web", "number": n} for n in range(30)))
 
     def test_it_shows_the_last_twenty(self) -> None:
@@ -510,8 +517,8 @@ class Events(CommandTest):
         """What `events` shows if these are written and the file is moved away when it has just been read."""
         read = sidecar_init._read_state
 
-        def rotated(name: str) -> str | None:
-            text = read(name)
+        def rotated(name: str, *more: Any) -> str | None:
+            text: str | None = read(name, *more)
             if name == "events.jsonl":
                 if before:
                     self.write_events(*before)
@@ -676,6 +683,54 @@ class Restart(Reload):
         self.assertEqual(self.refusal("restart", "web"), expected)
 
 
+class Settings(CommandTest):
+    """The program with another table and another environment."""
+
+    def run_program(self, *argv: str, places: Sequence[str] | None = None, **env: str) -> tuple[int, str]:
+        """Its exit code and its log, with one daemon that is restarted whenever it exits."""
+        script = (
+            "import sys; sys.path.insert(0, sys.argv.pop(1)); import sidecar_init as s;"
+            "places = [place for place in sys.argv.pop(1).split(',') if place];"
+            "s._state_directories = (lambda: places) if places else s._state_directories;"
+            "s._DAEMONS = (s._DaemonSpec('a', sys.argv[1:], 'always'), s._DaemonSpec('b', ['true']));"
+            "sys.exit(s.main([]))"
+        )
+        self.use_environment(PATH="/usr/bin:/bin", **env)
+        command = [sys.executable, "-ISBc", script, str(MODULE.parent), ",".join(places or ()), *argv]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        self.assertEqual(ended.stderr, "")
+        return ended.returncode, ended.stdout
+
+    def test_the_neutral_names_do_what_the_others_do(self) -> None:
+        for prefix in ("SIDECAR_INIT", "BOT_BOTTLE_SIDECAR"):
+            values = {"DAEMONS": "a", "RESTART": "never", "STATE_DIR": str(self.path / prefix)}
+            env = {f"{prefix}_{name}": value for name, value in values.items()}
+            code, log = self.run_program("sh", "-c", "exit 3", **env)
+            self.assertEqual(code, 3)
+            self.assertIn("a exited with status 3", log)
+            self.assertNotIn("b started", log)
+            self.assertTrue((self.path / prefix / "status.json").exists())
+
+    def test_another_restart_mode_is_ignored_with_a_line(self) -> None:
+        _, log = self.run_program(SIDECAR_INIT_RESTART="always", SIDECAR_INIT_DAEMONS=",", SIDECAR_INIT_STATE_DIR="")
+        self.assertIn("sidecar-init: the restart mode always is ignored; only never is known\n", log)
+
+    def test_a_state_directory_that_cannot_be_made_is_left_for_the_next_place(self) -> None:
+        (self.path / "file").write_text("")
+        places = [str(self.path / "file" / "state"), str(self.path / "second")]
+        _, log = self.run_program("true", places=places, SIDECAR_INIT_RESTART="never")
+        self.assertNotIn("cannot", log)
+        self.assertTrue((self.path / "second" / "status.json").exists())
+
+    def test_if_no_place_is_left_the_log_says_so_and_the_daemons_run(self) -> None:
+        (self.path / "file").write_text("")
+        place = str(self.path / "file" / "state")
+        code, log = self.run_program("sh", "-c", "echo here; exit 4", places=[place], SIDECAR_INIT_RESTART="never")
+        self.assertIn(f"sidecar-init: cannot keep status and events in {place}: Not a directory", log)
+        self.assertIn("[a] here\n", log)
+        self.assertEqual(code, 4)
+
+
 class RealProgram(CommandTest):
     """The commands and a supervisor whose daemons' secrets are words of its own status."""
 
@@ -702,6 +757,17 @@ class RealProgram(CommandTest):
         self.addCleanup(supervisor.wait, 20)
         self.addCleanup(supervisor.terminate)
         wait_until(lambda: self.log.read_bytes().count(b"\n[") == 2, 20, "both daemons run")
+
+    def test_a_second_supervisor_leaves_the_state_to_the_first(self) -> None:
+        table = self.path / "second.toml"
+        table.write_text('[[daemon]]\nname = "second"\nargv = ["true"]\n')
+        command = [sys.executable, "-ISB", str(MODULE), "--table", str(table)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        self.assertEqual(ended.returncode, 0)
+        self.assertIn(f"cannot keep status and events in {self.path}: another supervisor uses it; ", ended.stdout)
+        self.assertIn("second exited with status 0", ended.stdout)
+        self.assertEqual(self.run_command("health"), (0, "healthy: 2 daemons are ready\n", ""))
+        self.assertNotIn('"second"', self.run_command("events", "--json", "-n", "1000")[1])
 
     def test_every_command_answers_as_usual(self) -> None:
         for arguments, expected in (

@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 
 import sidecar_init
-from sidecar_init import _DaemonSpec, _selected_daemons, _setting, _state_directories
+from sidecar_init import _DaemonSpec, _row_signal, _selected_daemons, _setting, _state_directories
 from tests.unit.support import UnitTest
 
 NAMES = ["egress", "pipelock", "git-gate", "git-http", "supervise"]
@@ -116,6 +116,30 @@ class ShippedTable(unittest.TestCase):
 
     def test_hup_reloads_egress_and_usr1_restarts_pipelock(self) -> None:
         self.assertEqual(sidecar_init._SIGNALS, {"HUP": ("forward", "egress"), "USR1": ("restart", "pipelock")})
+
+
+class RowSignals(UnitTest):
+    """The signal that restarts a row has a fixed number, which docker kill understands."""
+
+    def signals(self, rows: int) -> list[int | None]:
+        self.patch("_DAEMONS", tuple(_DaemonSpec(f"d{row}", ["true"]) for row in range(rows)))
+        return [_row_signal(f"d{row}") for row in range(rows)]
+
+    def valid(self, numbers: set[int]) -> None:
+        kernel = mock.Mock(wraps=signal)
+        kernel.valid_signals.return_value = numbers
+        self.patch("signal", kernel)
+
+    def test_the_first_row_has_34_and_the_31st_64(self) -> None:
+        self.valid({*range(1, 65)})
+        self.assertEqual(self.signals(33), [*range(34, 65), None, None])
+
+    def test_a_libc_that_keeps_34_for_itself_leaves_row_0_without_and_moves_no_other(self) -> None:
+        self.valid({*range(1, 65)} - {34})
+        self.assertEqual(self.signals(3), [None, 35, 36])
+
+    def test_a_daemon_that_is_not_in_the_table_has_none(self) -> None:
+        self.assertIsNone(_row_signal("other"))
 
 
 class Row(unittest.TestCase):

@@ -499,6 +499,15 @@ class OfASupervisor(SupervisorTest):
         self.assertEqual(status["state"], "running")
         self.assertEqual(self.events("exited")[0]["daemon"], "crasher")
 
+    def test_the_beginning_of_a_secret_that_an_exit_cuts_off_appears_nowhere(self) -> None:
+        self.patch("_SECRETS", {"EGRESS_TOKEN_": ("egress",)})
+        script = "printf 'token=open-ses'; kill -KILL $$"
+        self.specs = (sidecar_init._DaemonSpec("egress", ["/bin/sh", "-c", script]),)
+        self.run_until("egress was terminated", secrets(A=b"open-sesame"))
+        self.assertEqual(self.events("exited")[0]["last_lines"], ["token=[redacted EGRESS_TOKEN_A]"])
+        for file in (self.log, *self.path.iterdir()):
+            self.assertNotIn("open-ses", file.read_text())
+
     def test_secrets_are_redacted_in_whatever_a_daemon_or_its_commands_are_and_say(self) -> None:
         self.patch("_READY_SILENT", 1)
         say, hush = "echo hush-hush; exit 3", "[redacted EGRESS_TOKEN_A]"
