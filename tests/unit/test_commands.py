@@ -204,8 +204,8 @@ class ForgedState(CommandTest):
         super().setUp()
         before = signal.signal(signal.SIGALRM, blocked)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
-        self.addCleanup(signal.alarm, 0)
-        signal.alarm(30)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 20, 0.2)  # also the next one, after a subtest that has failed
 
     def test_a_file_that_is_no_status_is_told(self) -> None:
         living = {"pid": os.getpid(), "start_ticks": sidecar_init._start_ticks(os.getpid()), "signals": {}}

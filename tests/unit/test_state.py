@@ -254,8 +254,8 @@ class PlantedFiles(StateTest):
         super().setUp()
         before = signal.signal(signal.SIGALRM, blocked)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
-        self.addCleanup(signal.alarm, 0)
-        signal.alarm(20)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 20, 0.2)  # also the next one, after a subtest that has failed
         self.precious = self.path.with_name("precious")
 
     def planted(self, plant: Callable[[Path], object], name: str) -> None:
@@ -447,7 +447,10 @@ class OfASupervisor(SupervisorTest):
         self.addCleanup(self.end, self.supervisor)
         self.supervisor.start_all()
         self.tick_until_logged(self.supervisor, logged)
-        self.supervisor.tick()
+        self.tick_until_written()
+
+    def tick_until_written(self) -> None:
+        self.tick_until(self.supervisor, lambda: not self.supervisor._state.is_stale, "the status is written")
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = json.loads((self.path / "status.json").read_text())
@@ -524,7 +527,7 @@ class OfASupervisor(SupervisorTest):
         self.tick_until_logged(self.supervisor, "ready is not ready: its readiness command")
         for name in ("checked", "unchecked"):
             self.assertFalse(self.supervisor.restart_daemon(name))
-        self.supervisor.tick()
+        self.tick_until_written()
         rows = {row["name"]: row for row in self.status()["daemons"]}
         for name in ("missing", "lost", "ready", "never"):
             self.assertIn(hush, rows[name]["reason"], name)
