@@ -146,14 +146,36 @@ class WithoutSupervisor(CommandTest):
         self.write_status(os.getpid())
         self.assertEqual(self.run_command("status")[0], 0)
 
-    def test_an_ordinary_user_finds_a_state_in_tmp(self) -> None:
-        self.use_environment()
-        self.patch("_STATE_DIRECTORY", str(self.path / "missing"))
-        with mock.patch.object(
-            sidecar_init, "_state_directories", lambda: [str(self.path / "missing"), str(self.path)]
+    def status_of(self, *directories: str) -> tuple[int, str]:
+        """The exit code of `status`, and whose it is, if the state may be in these places."""
+        places = [str(self.path / directory) for directory in directories]
+        with mock.patch.object(sidecar_init, "_state_directories", lambda: places):
+            code, out, _ = self.run_command("status", "--json")
+        return code, json.loads(out)["daemons"][0]["name"]
+
+    def test_of_two_places_that_of_a_running_supervisor_is_used(self) -> None:
+        for place, name in (("run", "gone"), ("tmp", "alive"), ("old", "older")):
+            (self.path / place).mkdir()
+            ticks = sidecar_init._start_ticks(os.getpid()) - (name != "alive")
+            row = {**DAEMON, "name": name}
+            self.write_status(os.getpid(), to=f"{place}/status.json", start_ticks=ticks, daemons=[row])
+        for places, expected in (
+            (("missing", "tmp"), (0, "alive")),
+            (("run", "tmp"), (0, "alive")),
+            (("tmp", "run"), (0, "alive")),
+            (("run", "old"), (1, "gone")),
         ):
-            self.write_status(os.getpid())
-            self.assertEqual(self.run_command("status")[0], 0)
+            self.assertEqual(self.status_of(*places), expected, places)
+
+    def test_the_events_shown_are_those_of_the_supervisor_that_runs(self) -> None:
+        for place, ticks in (("run", 1), ("tmp", sidecar_init._start_ticks(os.getpid()))):
+            (self.path / place).mkdir()
+            self.write_status(os.getpid(), to=f"{place}/status.json", start_ticks=ticks)
+            self.write_events({"event": "ready", "daemon": "web", "place": place})
+            (self.path / "events.jsonl").rename(self.path / place / "events.jsonl")
+        places = [str(self.path / "run"), str(self.path / "tmp")]
+        with mock.patch.object(sidecar_init, "_state_directories", lambda: places):
+            self.assertIn("place tmp", self.run_command("events")[1])
 
     def test_an_answer_that_cannot_be_written_is_told(self) -> None:
         self.write_status(os.getpid())
