@@ -8,7 +8,7 @@ import unittest
 
 import sidecar_init
 from sidecar_init import _LINE_LIMIT, _READ_SIZE, _Lines
-from tests.unit.support import secrets
+from tests.unit.support import UnitTest, secrets
 
 TOKEN = b"ghp_0123456789abcdefghij0123456789abcdefghij"
 A = b"[redacted EGRESS_TOKEN_A]"
@@ -229,15 +229,24 @@ class RedactionOfLines(unittest.TestCase):
         self.assertEqual(lines.last_lines, b"exiting with " + A + b"\n")
 
 
-class RedactionOfOwnLines(unittest.TestCase):
-    def test_the_supervisors_own_lines_are_redacted(self) -> None:
-        reader, writer = os.pipe()
-        log = sidecar_init._Log(writer, secrets(A=TOKEN))
-        log.say(f"cannot execute {TOKEN.decode()}")
+class RedactionOfOwnLines(UnitTest):
+    def said(self, text: str, **values: bytes) -> bytes:
+        reader, writer = self.pipe()
+        log = sidecar_init._Log(writer, secrets(**values))
+        self.close_later(log.fd)
+        log.say(text)
         log.flush()
-        self.assertEqual(os.read(reader, 1000), b"sidecar-init: cannot execute " + A + b"\n")
-        for fd in (reader, writer, log.fd):
-            os.close(fd)
+        return os.read(reader, 1000)
+
+    def test_the_supervisors_own_lines_are_redacted(self) -> None:
+        said = self.said(f"cannot execute {TOKEN.decode()}", A=TOKEN)
+        self.assertEqual(said, b"sidecar-init: cannot execute " + A + b"\n")
+
+    def test_they_are_redacted_before_anything_in_them_is_escaped(self) -> None:
+        for value in (b"open\tsesame", b"open\x1bsesame", b"open\xffsesame", "open\u2028sesame".encode()):
+            with self.subTest(value):
+                said = self.said(f"cannot execute {os.fsdecode(value)}", A=value)
+                self.assertEqual(said, b"sidecar-init: cannot execute " + A + b"\n")
 
 
 if __name__ == "__main__":
