@@ -616,8 +616,9 @@ class Apply(Reload):
         self.assertEqual(self.run_command("apply", "web"), (0, "SIGHUP delivered to web\n", ""))
 
     def test_forward_that_was_dropped_is_told(self) -> None:
-        self.answered(signal.SIGHUP, answered=5, answer="web is not running", refused=True)
-        self.assertIn("web is not running\n", self.refusal("apply", "web"))
+        answer = "cannot signal web: it is not running"
+        self.answered(signal.SIGHUP, answered=5, answer=answer, refused=True)
+        self.assertEqual(self.refusal("apply", "web"), f"{answer}\n")
 
     def test_one_that_has_no_handler_and_exits_is_told(self) -> None:
         self.answered(signal.SIGHUP, answered=5, pid=None, last_exit="was terminated by SIGHUP")
