@@ -553,6 +553,15 @@ class Events(CommandTest):
             lines = self.run_command("events")[1].splitlines()
         return [line.rpartition(" ")[2] for line in lines]
 
+    def test_follow_shows_what_came_after_the_last_event_it_has_seen(self) -> None:
+        lines = ["a\n", "b\n", "a\n", "c\n"]
+        for last, expected in (("c\n", []), ("a\n", ["c\n"]), ("b\n", ["a\n", "c\n"])):
+            self.assertEqual(sidecar_init._newer(lines, last), expected)
+
+    def test_follow_shows_all_if_the_last_event_it_has_seen_is_gone_or_there_was_none(self) -> None:
+        for last in ("gone\n", ""):
+            self.assertEqual(sidecar_init._newer(["a\n", "b\n"], last), ["a\n", "b\n"])
+
     def test_follow_goes_on_over_a_rotation_until_its_reader_leaves(self) -> None:
         self.write_events({"event": "ready", "daemon": "web", "number": 0}, {"event": "ready", "daemon": "db"})
         command = [sys.executable, "-ISuB", str(MODULE), "events", "web", "--json", "-f"]
