@@ -160,11 +160,16 @@ class CutOff(unittest.TestCase):
     def test_a_beginning_that_another_byte_follows_is_no_value(self) -> None:
         self.assertEqual(self.finished(TOKEN[:20] + b"!", A=TOKEN), TOKEN[:20] + b"!\n")
 
-    def test_the_last_lines_do_not_show_it_either(self) -> None:
-        lines = _Lines(b"", secrets(A=TOKEN), "egress")
-        lines.feed(TOKEN[:20])
-        lines.finish()
-        self.assertEqual(lines.last_lines, A + b"\n")
+    def test_of_a_daemon_with_secrets_no_last_lines_are_kept_for_the_events_that_all_can_read(self) -> None:
+        for daemon, values, expected in (
+            ("egress", {"A": TOKEN}, b""),
+            ("egress", {}, b"half a line\n"),
+            ("web", {"A": TOKEN}, b"half a line\n"),
+        ):
+            lines = _Lines(b"", secrets(**values), daemon)
+            lines.feed(b"half a line")
+            lines.finish()
+            self.assertEqual(lines.last_lines, expected, (daemon, values))
 
 
 class RedactionOfLines(unittest.TestCase):
