@@ -77,7 +77,7 @@ class BirthTest(NamespaceTestCase):
 class DirtySupervisorTest(NamespaceTestCase):
     def test_a_supervisor_that_was_started_with_signals_blocked_hears_them_all_the_same(self) -> None:
         with Bundle([daemon("a", *SLEEP)], before_exec=_dirty) as bundle:
-            bundle.wait_for(b"starting a")
+            bundle.wait_for(b"a started")
             bundle.wait_for_state("a", "running")
             bundle.catch_up()
             bundle.signal(signal.SIGTERM)

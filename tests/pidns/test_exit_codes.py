@@ -25,10 +25,10 @@ class DaemonTest(NamespaceTestCase):
         names = {f"signal-{one:d}": one.name for one in DEADLY}
         self.assertEqual({name: ends[name]["signal"] for name in names}, names)
         for name, code in codes.items():
-            self.assertTrue(_said(said, f"{name} exited with code {code}"), name)
+            self.assertTrue(_said(said, f"{name} exited with status {code}"), name)
         for name, of_signal in names.items():
-            self.assertTrue(_said(said, f"{name} exited on {of_signal}"), name)
-        self.assertTrue(any(line.startswith("signal-40 exited on ") for line in said), "a signal without a name")
+            self.assertTrue(_said(said, f"{name} was terminated by {of_signal}"), name)
+        self.assertTrue(any(line.startswith("signal-40 was terminated by ") for line in said), "a signal without a name")
 
 
 class SupervisorTest(NamespaceTestCase):

@@ -70,7 +70,7 @@ class FidelityTest(NamespaceTestCase):
     def test_a_last_line_without_newline_gets_one_and_comes_before_the_death_notice(self) -> None:
         with Bundle([daemon("a", *shell("printf 'first\\nlast'; exit 4"))]) as bundle:
             self.assertEqual(bundle.exit(), 4)
-            self.assertLess(bundle.log.index(b"[a] last\n"), bundle.log.index(b"sidecar-init: a exited with code 4"))
+            self.assertLess(bundle.log.index(b"[a] last\n"), bundle.log.index(b"sidecar-init: a exited with status 4"))
 
     def test_nul_and_invalid_utf8_pass_unchanged(self) -> None:
         with Bundle([daemon("a", *shell(r"printf 'nul \000 invalid \377\376 end\n'"))]) as bundle:
@@ -96,7 +96,7 @@ class FidelityTest(NamespaceTestCase):
         later = f"setsid sh -c 'touch {apart}; until [ -e {speak} ]; do sleep 0.02; done; echo late' &"
         script = f"{later} until [ -e {apart} ]; do sleep 0.02; done; echo early; exit 3"
         with Bundle([daemon("a", *shell(script)), daemon("b", *SLEEP)]) as bundle:
-            bundle.wait_for(b"sidecar-init: a exited with code 3")
+            bundle.wait_for(b"sidecar-init: a exited with status 3")
             self.assertEqual(bundle.lines("a"), [b"early"])
             speak.touch()
             bundle.wait_for(b"[a] late\n")
@@ -159,7 +159,7 @@ class StalledReaderTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(), 143)
             written = b"".join(line + b"\n" for line in bundle.lines("a"))
             self.assertTrue(_numbered(LINES).startswith(written[:-1]), "in order, nothing missing between")
-            self.assertTrue(bundle.own_lines()[-1].startswith("exit 143"), bundle.own_lines())
+            self.assertTrue(bundle.own_lines()[-1].startswith("exiting with status 143"), bundle.own_lines())
 
     def test_what_a_slow_reader_cannot_take_in_time_is_counted_in_a_last_line(self) -> None:
         read_end, write_end = os.pipe()
@@ -176,7 +176,7 @@ class StalledReaderTest(NamespaceTestCase):
             os.close(write_end)
             reader.finish(PATIENCE)
             *_, last = reader.data.splitlines()
-            self.assertRegex(last, rb"^sidecar-init: .* \d+ bytes of it are lost$")
+            self.assertRegex(last, rb"^sidecar-init: \d+ log lines were lost: its reader stalled$")
 
 
 class BrokenStdoutTest(NamespaceTestCase):
@@ -250,6 +250,19 @@ class KindsOfStdoutTest(NamespaceTestCase):
         tty.setraw(slave)
         self._works(master, slave)
 
+    def test_prefixes_have_colours_on_a_terminal_alone_and_not_if_no_color_is_set_to_something(self) -> None:
+        coloured = rb"\033\[\d+m\[a\] \033\[0mhello\r?\n"
+        for terminal, no_color, expected in ((True, "", coloured), (True, "1", rb"\[a\] hello\r?\n"), (False, "", None)):
+            ours, theirs = pty.openpty() if terminal else os.pipe()
+            with self.subTest(terminal=terminal, no_color=no_color), _closing(ours, theirs):
+                with Bundle([daemon("a", *shell("echo hello"))], stdout=theirs, env={"NO_COLOR": no_color}) as bundle:
+                    reader = Collector(ours)
+                    self.assertEqual(bundle.exit(), 0)
+                    os.close(theirs)
+                    reader.finish(PATIENCE)
+                self.assertRegex(reader.data, rb"(?m)^" + (expected or rb"\[a\] hello\n"))
+                self.assertEqual(b"\033" in reader.data, expected == coloured)
+
     def test_a_stalled_terminal(self) -> None:
         master, slave = pty.openpty()
         self._ends_when_stalled(master, slave)
@@ -273,7 +286,8 @@ class KindsOfStdoutTest(NamespaceTestCase):
 
     def _works(self, ours: int, theirs: int) -> None:
         count = 20_000
-        with _closing(ours, theirs), Bundle([daemon("a", *child("numbered.py", count))], stdout=theirs) as bundle:
+        daemons = [daemon("a", *child("numbered.py", count))]
+        with _closing(ours, theirs), Bundle(daemons, stdout=theirs, env={"NO_COLOR": "1"}) as bundle:
             reader = Collector(ours)
             last = b"[a] %07d\n" % (count - 1)
             self.assertTrue(reader.wait_for(lambda data: last in data, PATIENCE), reader.data[-200:])
@@ -284,7 +298,7 @@ class KindsOfStdoutTest(NamespaceTestCase):
             reader.finish(PATIENCE)
             lines = re.findall(rb"^\[a\] (.*)$", reader.data, re.MULTILINE)
             self.assertTrue(b"".join(line + b"\n" for line in lines) == _numbered(count))
-            self.assertIn(b"sidecar-init: exit 143", reader.data)
+            self.assertIn(b"sidecar-init: exiting with status 143", reader.data)
 
     def _ends_when_stalled(self, ours: int, theirs: int) -> None:
         with (

@@ -10,6 +10,7 @@ from tests.support import wait_until
 SIGNALS = child("signals.py")
 SLOW_BACKOFF = {"_BACKOFF_FIRST": 1000.0}
 QUICK_BACKOFF = {"_BACKOFF_FIRST": 0.05}
+ANSWER = ("asked", "answered", "answer", "refused")  # what the status says of a request, not of the process
 
 
 class PolicyTest(NamespaceTestCase):
@@ -18,13 +19,13 @@ class PolicyTest(NamespaceTestCase):
             bundle.wait_for_state("b", "running")
             before = bundle.daemon("b")
             _kill(bundle, "a")
-            bundle.wait_for(b"sidecar-init: a exited on SIGKILL")
+            bundle.wait_for(b"sidecar-init: a was terminated by SIGKILL")
             death = bundle.wait_for_event("exited", "a")
             self.assertEqual((death["signal"], death["restarts"]), ("SIGKILL", 0))
             self.assertTrue(0.5 <= death["next_start_in"] <= 0.55, death)
             bundle.wait_for_event("started", "a", times=2)
             back = bundle.wait_for_state("a", "running")
-            self.assertEqual((back["restarts"], back["last_exit"]), (1, "SIGKILL"))
+            self.assertEqual((back["restarts"], back["last_exit"]), (1, "was terminated by SIGKILL"))
             self.assertEqual(bundle.daemon("b"), before)
 
     def test_on_failure_brings_back_after_a_failure_only(self) -> None:
@@ -35,8 +36,8 @@ class PolicyTest(NamespaceTestCase):
         ]
         with Bundle(daemons, tunables=QUICK_BACKOFF) as bundle:
             bundle.wait_for_event("started", "bad", times=3)
-            self.assertEqual(bundle.wait_for_state("good", "exited")["last_exit"], "code 0")
-            self.assertEqual(bundle.wait_for_state("once", "exited")["last_exit"], "code 3")
+            self.assertEqual(bundle.wait_for_state("good", "exited")["last_exit"], "exited with status 0")
+            self.assertEqual(bundle.wait_for_state("once", "exited")["last_exit"], "exited with status 3")
             self.assertEqual([len(bundle.events("started", name)) for name in ("good", "once")], [1, 1])
 
     def test_one_that_is_not_restarted_is_not_called_crash_looping(self) -> None:
@@ -46,7 +47,7 @@ class PolicyTest(NamespaceTestCase):
         daemons = [daemon("a", *shell(script), restart="on-failure"), daemon("b", *SLEEP)]
         with Bundle(daemons, tunables={"_BACKOFF_FIRST": 0.01}) as bundle:
             row = bundle.wait_for_state("a", "exited")
-            self.assertEqual((row["restarts"], row["last_exit"], row["crash_looping"]), (4, "code 0", False))
+            self.assertEqual((row["restarts"], row["last_exit"], row["crash_looping"]), (4, "exited with status 0", False))
             self.assertEqual(bundle.events("crash-looping"), [])
             self.assertNotIn(b"crash-looping", bundle.log)
 
@@ -62,7 +63,7 @@ class PolicyTest(NamespaceTestCase):
     def test_never_in_the_environment_leaves_every_daemon_dead_and_the_survivors_up(self) -> None:
         daemons = [daemon("a", *shell("exit 3"), restart="always"), daemon("b", *SLEEP, restart="always")]
         with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_RESTART": "never"}) as bundle:
-            bundle.wait_for(b"a exited with code 3")
+            bundle.wait_for(b"a exited with status 3")
             self.assertEqual(bundle.wait_for_event("exited", "a")["next_start_in"], None)
             bundle.wait_for_state("b", "running")
             os.kill(bundle.running_commands("sleep 1000")[0].pid, SIGKILL)
@@ -86,7 +87,7 @@ class LeftBehindTest(NamespaceTestCase):
 
     def test_usr1_for_it_is_one_start_with_a_free_port(self) -> None:
         with Bundle([daemon("pipelock", *child("survivor.py", 7002)), daemon("b", *SLEEP)]) as bundle:
-            bundle.wait_for(b"pipelock exited with code 9")
+            bundle.wait_for(b"pipelock exited with status 9")
             bundle.signal(SIGUSR1)
             bundle.wait_for(b"[pipelock] listening\n", times=2)
             self.assertNotIn(b"the port is taken", bundle.log)
@@ -104,13 +105,13 @@ class ReadinessTest(NamespaceTestCase):
             bundle.wait_for_state("second", "waiting")
             self.assertFalse(bundle.daemon("first")["ready"])
             bundle.catch_up()
-            self.assertNotIn(b"starting second", bundle.log)
+            self.assertNotIn(b"second started", bundle.log)
             listen.touch()
             bundle.wait_for_state("second", "running")
             self.assertTrue(bundle.wait_for_state("first", "running")["ready"])
-            bundle.wait_for(b"sidecar-init: starting second")
+            bundle.wait_for(b"sidecar-init: second started")
             log = bundle.log
-            self.assertLess(log.index(b"[first] listening\n"), log.index(b"sidecar-init: starting second"))
+            self.assertLess(log.index(b"[first] listening\n"), log.index(b"sidecar-init: second started"))
             self.assertRegex(log, rb"sidecar-init: first ready after \d+\.\d+ s")
             kinds = [(one["event"], one["daemon"]) for one in bundle.events()]
             self.assertLess(kinds.index(("ready", "first")), kinds.index(("started", "second")))
@@ -143,7 +144,7 @@ class CheckTest(NamespaceTestCase):
         with self._bundle(*shell("echo bad config >&2; exit 7")) as bundle:
             before = self._ready(bundle)
             bundle.signal(SIGUSR1)
-            event = bundle.wait_for_event("check-failed", "pipelock")
+            event = bundle.wait_for_event("refused", "pipelock")
             self.assertIn("7", event["reason"])
             bundle.wait_for(b"[pipelock] bad config\n")
             self._untouched(bundle, before)
@@ -152,14 +153,14 @@ class CheckTest(NamespaceTestCase):
         with self._bundle("/no/such/checker") as bundle:
             before = self._ready(bundle)
             bundle.signal(SIGUSR1)
-            bundle.wait_for_event("check-failed", "pipelock")
+            bundle.wait_for_event("refused", "pipelock")
             self._untouched(bundle, before)
 
     def test_a_check_that_is_killed_leaves_the_running_one_alone(self) -> None:
         with self._bundle(*shell("kill -9 $$")) as bundle:
             before = self._ready(bundle)
             bundle.signal(SIGUSR1)
-            bundle.wait_for_event("check-failed", "pipelock")
+            bundle.wait_for_event("refused", "pipelock")
             self._untouched(bundle, before)
 
     def test_while_a_check_runs_signals_and_deaths_are_served_and_the_old_one_serves_on(self) -> None:
@@ -202,7 +203,7 @@ class CheckTest(NamespaceTestCase):
             bundle.signal(SIGUSR1)
             wait_until(lambda: bundle.running_commands("until"), PATIENCE, "the check runs")
             _kill(bundle, "pipelock")
-            bundle.wait_for(b"pipelock exited on SIGKILL")
+            bundle.wait_for(b"pipelock was terminated by SIGKILL")
             go.touch()
             bundle.wait_for(b"[pipelock] ready\n", times=2)
             bundle.catch_up()
@@ -217,7 +218,9 @@ class CheckTest(NamespaceTestCase):
 
     def _untouched(self, bundle: Bundle, before: dict[str, Any]) -> None:
         bundle.catch_up()
-        self.assertEqual(bundle.wait_for_state("pipelock", "running"), before)
+        after = bundle.wait_for_state("pipelock", "running")
+        self.assertEqual((after["asked"], after["answered"], after["refused"]), (1, 1, True))
+        self.assertEqual({**after, **{key: before[key] for key in ANSWER}}, before)
         self.assertNotIn(b"SIGTERM", bundle.lines("pipelock"))
 
 
@@ -233,14 +236,14 @@ class TermTest(NamespaceTestCase):
         with Bundle([daemon("a", *SLEEP, port=7011), daemon("b", *SLEEP, after=["a"])]) as bundle:
             bundle.wait_for_state("b", "waiting")
             self._ends(bundle, 143)
-            self.assertNotIn(b"starting b", bundle.log)
+            self.assertNotIn(b"b started", bundle.log)
 
     def test_while_one_backs_off(self) -> None:
         daemons = [daemon("a", *shell("exit 3"), restart="always"), daemon("b", *SLEEP)]
         with Bundle(daemons, tunables=SLOW_BACKOFF) as bundle:
             bundle.wait_for_state("a", "backoff")
             self._ends(bundle, 3)
-            self.assertEqual(bundle.log.count(b"starting a"), 1)
+            self.assertEqual(bundle.log.count(b"a started"), 1)
 
     def test_while_one_backs_off_and_nothing_else_runs(self) -> None:
         with Bundle([daemon("a", *shell("exit 3"), restart="always")], tunables=SLOW_BACKOFF) as bundle:
@@ -254,7 +257,7 @@ class TermTest(NamespaceTestCase):
             bundle.signal(SIGUSR1)
             bundle.wait_for_state("pipelock", "stopping")
             bundle.signal(SIGTERM)
-            bundle.wait_for(b"shutting down (SIGTERM)")
+            bundle.wait_for(b"shutting down: SIGTERM")
             let_go.touch()
             self.assertEqual(bundle.exit(5), 0)
             self.assertEqual(bundle.lines("pipelock").count(b"ready"), 1)
@@ -272,7 +275,7 @@ class TermTest(NamespaceTestCase):
             bundle.wait_for_state("a", "stopping")
             bundle.signal(SIGTERM)
             self.assertIn(bundle.exit(5), (9, 137))
-            self.assertEqual(bundle.log.count(b"starting a"), 1)
+            self.assertEqual(bundle.log.count(b"a started"), 1)
 
     def _ends(self, bundle: Bundle, code: int) -> None:
         bundle.signal(SIGTERM)
