@@ -58,7 +58,7 @@ class SidecarInit(Peer):
     name = "sidecar-init"
     carries = prefixes = True
     log_bytes = 300_000_000
-    death_words = b" exited on SIGKILL"
+    death_words = b" was terminated by SIGKILL"
 
     def env(self, folder: Path) -> dict[str, str]:
         return {**os.environ, "BOT_BOTTLE_SIDECAR_STATE_DIR": str(folder / "state")}

@@ -40,7 +40,14 @@ STATUS = {
     "state": "running",
     "daemons": [
         {"name": "egress", "state": "running", "ready": True, "pid": 12, "port": 9099, "restarts": 0},
-        {"name": "pipelock", "state": "backoff", "ready": False, "pid": None, "restarts": 3, "last_exit": "code 7"},
+        {
+            "name": "pipelock",
+            "state": "backoff",
+            "ready": False,
+            "pid": None,
+            "restarts": 3,
+            "last_exit": "exited with status 7",
+        },
     ],
 }
 
@@ -185,7 +192,7 @@ class Tools(SuperviseTestCase):
         text = result["content"][0]["text"]
         self.assertIn("bundle running", text)
         self.assertIn("egress running ready=true pid=12 port=9099", text)
-        self.assertIn('pipelock backoff ready=false restarts=3 last_exit="code 7"', text)
+        self.assertIn('pipelock backoff ready=false restarts=3 last_exit="exited with status 7"', text)
 
     def test_status_is_read_anew_for_each_call(self) -> None:
         self.tool("bundle_status")

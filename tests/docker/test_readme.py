@@ -29,11 +29,11 @@ class ReadmeDocker(EngineTest):
         docker("run", "--network", "none", *words(run)[2:])
         wait_until(lambda: logged("pipelock ready"), 60, "pipelock is ready")
         self.assertIn("egress", subprocess.check_output(words(status), text=True))
-        for command, effect in zip(signals, ("forwarded SIGHUP to egress", "pipelock restarted"), strict=True):
+        for command, effect in zip(signals, ("SIGHUP delivered to egress", "pipelock restarted"), strict=True):
             subprocess.check_call(words(command), stdout=subprocess.DEVNULL)
             wait_until(partial(logged, effect), 30, effect)
         subprocess.check_call(words(stop), stdout=subprocess.DEVNULL)
-        self.assertTrue(logged("shutting down (SIGTERM)"))
+        self.assertTrue(logged("shutting down: SIGTERM"))
 
 
 if __name__ == "__main__":

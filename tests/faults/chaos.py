@@ -377,7 +377,7 @@ class Epoch:
         if row["state"] == "backoff":
             return row["next_start_at"] is not None
         if row["state"] == "exited":
-            return bool(row["name"] == "dying-2" and row["last_exit"] == "code 0")
+            return bool(row["name"] == "dying-2" and row["last_exit"] == "exited with status 0")
         if row["state"] == "waiting":
             return bool(row["name"] == "pipelock")
         if row["state"] == "stopping":
@@ -462,8 +462,8 @@ class Epoch:
             elif event["event"] == "restarting":
                 return None  # whether it then ends by itself or by us is not told
             elif event["event"] == "exited":
-                text = f"code {event['code']}" if event["signal"] is None else event["signal"]
-                (ended if down else failed)[name] = _shell_code(text)
+                code = 128 + signal.Signals[event["signal"]] if event["signal"] else event["code"]
+                (ended if down else failed)[name] = code
         killed = 137 if 137 in ended.values() else 0
         return max(failed.values(), default=0) or killed or max(ended.values(), default=0)
 
@@ -488,9 +488,9 @@ def _kill(process: Seen, number: int) -> None:
 
 
 def _shell_code(last_exit: str) -> int:
-    if last_exit.startswith("code "):
-        return int(last_exit[5:])
-    return 128 + signal.Signals[last_exit]
+    """Of "exited with status 7" or "was terminated by SIGKILL (out of memory)"."""
+    word = last_exit.removeprefix("exited with status ").removeprefix("was terminated by ").split()[0]
+    return int(word) if word.isdigit() else 128 + signal.Signals[word]
 
 
 def run(minutes: float, seed: int) -> bool:

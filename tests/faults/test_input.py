@@ -34,6 +34,22 @@ argv = ["true", "--x=\\u00e4", ""]
 check = ["true"]
 user = "nobody"
 
+[[daemon]]
+name = "job"
+argv = ["sleep", "0.1"]
+oneshot = true
+cwd = "/tmp"
+env = { MODE = "fast", "B" = "" }
+prefix = false
+
+[[daemon]]
+name = "app"
+argv = ["sleep", "1000"]
+after = ["job"]
+ready = ["true"]
+essential = true
+stop = { signal = "QUIT", to = "leader", grace = 0.5 }
+
 [secrets]
 "API_KEY_" = "web"
 
@@ -45,6 +61,7 @@ PIECES = [
     *(b"\0", b"\xff", b"\xed\xa0\x80", b"\r", b"\n", b'"', b"'", b"[", b"]]", b"{", b"}", b"=", b".", b",", b"#"),
     *(b"\\", b"-1", b"0", b"65536", b"1e400", b"nan", b"true", b"1979-05-27T07:32:00Z", b"99999999999999999999"),
     *(b'""', b"[]", b"{}", b'"""', b"\\u0000", b"\\ud800", b"name", b"argv", b"after", b"daemon", b"check", b"port"),
+    *(b"oneshot", b"env", b"stop", b'"KILL"', b"-0.0", b"-inf", b"inf", b"false", b'"group"', b"grace", b"MODE"),
     *(b"[" * 5000, b"9" * 5000, b"a." * 2000 + b"b = 1", b"x" * 10_000, b"[[daemon]]", b'"web"'),
     "\u20ac\u2028\U0001f600".encode(),
 ]
@@ -78,7 +95,16 @@ class MutatedTableTest(FaultTestCase):
             self.assertRegex(spec.name, r"\A[A-Za-z0-9._-]{1,64}\Z")
             self.assertTrue(spec.argv and spec.argv[0] and all(isinstance(word, str) for word in spec.argv))
             self.assertLessEqual(set(spec.after), set(names) - {spec.name})
-        self.assertLessEqual(set(sidecar_init._SECRETS.values()), set(names))
+            self.assertFalse(spec.oneshot and (spec.port or spec.ready))
+            self.assertTrue(spec.stop_grace is None or 0 <= spec.stop_grace <= 86400)
+            self.assertIn(spec.stop_to, ("group", "leader"))
+            self.assertTrue(spec.cwd is None or spec.cwd.startswith("/"))
+            self.assertTrue(all(isinstance(one, str) and "\0" not in one for pair in spec.env.items() for one in pair))
+            foreign = {key for key in spec.env if key not in sidecar_init._env_for_daemon(spec.name, spec.env)}
+            self.assertEqual(foreign, set(), "no variable that belongs to another daemon")
+        for owners in sidecar_init._SECRETS.values():
+            self.assertTrue(owners)
+            self.assertLessEqual(set(owners), set(names))
         self.assertLessEqual({target for _, target in sidecar_init._SIGNALS.values()}, set(names))
 
     def test_10_000_odd_environments_are_sorted_without_a_traceback(self) -> None:
@@ -145,8 +171,8 @@ class OddNamesTest(FaultTestCase):
         patience = {"_AFTER_SECONDS": 100.0}
         with Bundle([*links, daemon("d999", "true")], before_exec=many, state_dir="", tunables=patience) as bundle:
             self.assertEqual(bundle.exit(100), 0)
-            starts = [line for line in bundle.own_lines() if line.startswith("starting ")]
-            self.assertEqual(starts, [f"starting d{n}" for n in range(999, -1, -1)])
+            starts = [line.split()[0] for line in bundle.own_lines() if " started (pid " in line]
+            self.assertEqual(starts, [f"d{n}" for n in range(999, -1, -1)])
 
     def test_an_after_of_1000_links_that_runs_in_a_circle_is_refused_in_one_line(self) -> None:
         links = [daemon(f"d{n}", "true", after=[f"d{(n + 1) % 1000}"]) for n in range(1000)]
@@ -165,7 +191,7 @@ class OddNamesTest(FaultTestCase):
     def test_invalid_utf8_in_the_selection_is_one_warning(self) -> None:
         with Bundle([daemon("a", "true")], env={"BOT_BOTTLE_SIDECAR_DAEMONS": "a,\udcff\n\x1b[2J"}) as bundle:
             self.assertEqual(bundle.exit(), 0)
-            warnings = [line for line in bundle.own_lines() if "unknown daemons ignored" in line]
+            warnings = [line for line in bundle.own_lines() if line.startswith("there is no daemon ")]
             self.assertEqual(len(warnings), 1)
             self.assertNotIn(b"\x1b", bundle.log)
 

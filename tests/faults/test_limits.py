@@ -21,6 +21,7 @@ SIGNALS = child("signals.py")
 QUICK = {"_BACKOFF_FIRST": 0.1, "_BACKOFF_LAST": 0.3}
 YEAR = 365 * 86400
 SUSPENDED = float(os.environ.get("SIDECAR_INIT_SUSPEND", "3"))
+CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 UNUSED_UID = 61234  # RLIMIT_NPROC counts all processes of a user
 
 
@@ -28,15 +29,16 @@ class DescriptorsTest(FaultTestCase):
     def test_with_32_descriptors_20_daemons_run_as_far_as_they_go_and_the_rest_is_tried_again(self) -> None:
         daemons = [daemon("egress", *SIGNALS), *(daemon(f"d{n}", *SLEEP, restart="always") for n in range(19))]
         with Bundle(daemons, before_exec=_limit(resource.RLIMIT_NOFILE, 32), tunables=QUICK) as bundle:
-            bundle.wait_for(b"Too many open files; the next try is in ", times=5)
+            bundle.wait_for(b"Too many open files; trying again in ", times=5)
             bundle.wait_for(b"[egress] ready\n")
             bundle.signal(SIGHUP)
             bundle.wait_for(b"[egress] SIGHUP\n")
             # With none left for a file either, the state is not written: one warning.
-            self.assertLessEqual(bundle.log.count(b"cannot write the state to "), 1)
-            self.assertGreater(len(bundle.running_commands("sleep 1000")), 5)
+            self.assertLessEqual(bundle.log.count(b"cannot write to "), 1)
+            # Twelve descriptors are PID 1's own; each daemon takes three, and a fourth and fifth while it is started.
+            self.assertGreater(len(bundle.running_commands("sleep 1000")), 3)
             os.kill(bundle.running_commands("sleep 1000")[-1].pid, SIGKILL)
-            bundle.wait_for(b" exited on SIGKILL")
+            bundle.wait_for(b" was terminated by SIGKILL")
             bundle.signal(SIGTERM)
             self.assertIn(bundle.exit(), (137, 143))
 
@@ -52,10 +54,10 @@ class ProcessesTest(FaultTestCase):
         bundle.directory.chmod(0o777)
         bundle.argv = [*become, python, *bundle.argv[1:]]
         with bundle:
-            bundle.wait_for(b": cannot fork: Resource temporarily unavailable; the next try is in ", times=6)
+            bundle.wait_for(b": cannot fork: Resource temporarily unavailable; trying again in ", times=6)
             wait_until(lambda: len(bundle.running_commands("sleep 1000")) == 9, PATIENCE, "nine daemons beside PID 1")
             os.kill(bundle.running_commands("sleep 1000")[0].pid, SIGKILL)
-            bundle.wait_for(b"exited on SIGKILL")
+            bundle.wait_for(b"was terminated by SIGKILL")
             wait_until(lambda: len(bundle.running_commands("sleep 1000")) == 9, PATIENCE, "another takes its place")
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 137, "the one that failed by itself")
@@ -67,13 +69,16 @@ class MemoryTest(FaultTestCase):
         daemons = [daemon("eater", *PYTHON, "-c", eater), daemon("egress", *SIGNALS)]
         with _memory_cgroup(32 << 20) as enter, Bundle(daemons, before_exec=enter) as bundle:
             event = bundle.wait_for_event("exited", "eater", 30)
-            self.assertEqual((event["signal"], event["oom"]), ("SIGKILL", True))
-            bundle.wait_for(b"sidecar-init: eater exited on SIGKILL (out of memory)")
+            is_counted = not CGROUP_V1.exists()  # there is a counter for each cgroup in version 2 only
+            self.assertEqual((event["signal"], event["oom"]), ("SIGKILL", True if is_counted else None))
+            why = b" (out of memory)" if is_counted else b""
+            bundle.wait_for(b"sidecar-init: eater was terminated by SIGKILL" + why + b" after ")
             bundle.wait_for(b"[egress] ready\n")
             bundle.signal(SIGHUP)
             bundle.wait_for(b"[egress] SIGHUP\n")
             os.kill(bundle.host_pid(bundle.daemon("egress")["pid"]), SIGKILL)
-            self.assertEqual(bundle.wait_for_event("exited", "egress")["oom"], False, "the control: not every KILL")
+            oom = bundle.wait_for_event("exited", "egress")["oom"]
+            self.assertIs(oom, False if is_counted else None, "the control: not every KILL")
             self.assertEqual(bundle.exit(), 137)
 
 
@@ -102,8 +107,8 @@ class DiskTest(FaultTestCase):
                 bundle.wait_for_event("signal", "egress")
                 bundle.catch_up()
                 text = (disk / "log").read_bytes()
-                self.assertEqual(text.count(b"cannot write the state to "), 1)
-                self.assertIn(b"forwarded SIGHUP to egress\n", text[-2000:])
+                self.assertEqual(text.count(b"cannot write to "), 1)
+                self.assertIn(b"SIGHUP delivered to egress\n", text[-2000:])
                 self.assertEqual(bundle.daemon("pipelock")["restarts"], 1)
                 bundle.signal(SIGTERM)
                 self.assertEqual(bundle.exit(), 143)
@@ -169,7 +174,7 @@ class SuspendTest(FaultTestCase):
             bundle.signal(SIGCONT)
             bundle.wait_for(b"[egress] SIGHUP\n")
             bundle.wait_for(b"[pipelock] ready\n", times=2)
-            bundle.wait_for(b"starting a\n", times=2)
+            bundle.wait_for(b"a started", times=2)
             bundle.catch_up()
             self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGHUP"])
             self.assertEqual(bundle.lines("pipelock"), [b"ready", b"SIGTERM", b"ready"])
@@ -249,7 +254,7 @@ time.monotonic = lambda: unshifted() + float(open({str(offset)!r}).read() or 0)
 def _memory_cgroup(limit: int) -> Iterator[Callable[[], None]]:
     """A cgroup with that much memory; yields what a process calls to enter it."""
     name = f"sidecar-init-test-{os.getpid()}"
-    first, second = Path("/sys/fs/cgroup/memory") / name, Path("/sys/fs/cgroup") / name
+    first, second = CGROUP_V1 / name, Path("/sys/fs/cgroup") / name
     version_1 = first.parent.exists()
     group = first if version_1 else second
     try:

@@ -1,4 +1,7 @@
-"""Every signal from 1 to 64 to PID 1, a thousand of each, in every state: none kills it, none is relayed by mistake."""
+"""Every signal from 1 to 64 to PID 1, a thousand of each, in every state: none kills it, none is relayed by mistake.
+
+From 34 on, as many as the table has rows restart a daemon; they have a test of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ PATIENCE = 60.0
 HEARS = [*PYTHON, str(FAULT_CHILDREN / "hears.py")]
 # From outside its namespace, PID 1 cannot refuse KILL; TERM and INT end it, as they should.
 HARMLESS = [number for number in range(1, 65) if number not in (SIGKILL, SIGTERM, SIGINT)]
+FIRST_ROW = 34
 
 
 class EverySignalTest(FaultTestCase):
@@ -76,27 +80,50 @@ class EverySignalTest(FaultTestCase):
             bundle.signal(SIGTERM)
             bundle.wait_for(b"[a] 15\n")
             self._send_all(bundle)
-            for number in (SIGTERM, SIGINT):
+            for number in (SIGTERM, FIRST_ROW):
                 self._send(bundle, number)
             bundle.catch_up(PATIENCE)
             self.assertEqual(bundle.lines("a"), [b"ready", b"15"])
-            self.assertEqual(bundle.log.count(b"shutting down"), 1)
+            self.assertEqual(bundle.log.count(b"shutting down: "), 1)
+            self.assertEqual(bundle.events("restarting"), [])
             os.kill(bundle.host_pid(bundle.daemon("a")["pid"]), SIGKILL)
             self.assertEqual(bundle.exit(), 137)
 
     def test_a_thousand_terms_and_ints_are_one_shutdown(self) -> None:
-        for number in (SIGTERM, SIGINT):
+        """The second INT kills at once, so that the daemon may not come to say that it has got TERM."""
+        for number, lines in ((SIGTERM, [[b"ready", b"15"]]), (SIGINT, [[b"ready"], [b"ready", b"15"]])):
             with Bundle([daemon("a", *HEARS, "stay")], tunables={"_GRACE_SECONDS": 0.5}) as bundle:
                 bundle.wait_for(b"] ready\n")
                 self._send(bundle, number)
                 self.assertEqual(bundle.exit(), 137)
-                self.assertEqual(bundle.log.count(b"shutting down"), 1)
-                self.assertEqual(bundle.lines("a"), [b"ready", b"15"])
+                self.assertEqual(bundle.log.count(b"shutting down: "), 1)
+                self.assertIn(bundle.lines("a"), lines)
+
+    def test_a_thousand_of_a_rows_signal_restart_that_daemon_and_no_other(self) -> None:
+        names = ["egress", "pipelock", "other"]
+        with Bundle([daemon(name, *HEARS) for name in names]) as bundle:
+            bundle.wait_for(b"] ready\n", PATIENCE, times=3)
+            for number, name in enumerate(names, FIRST_ROW):
+                before = self._pids(bundle)
+                self._send(bundle, number)
+                bundle.wait_for(b"%s restarted (pid " % name.encode(), PATIENCE)
+                bundle.catch_up(PATIENCE)
+                bundle.wait_for_state(name, "running", PATIENCE)
+                after = self._pids(bundle)
+                self.assertNotEqual(before.pop(name), after.pop(name))
+                self.assertEqual(before, after)
+            before = self._pids(bundle)
+            self._send(bundle, FIRST_ROW + len(names))
+            bundle.catch_up(PATIENCE)
+            self.assertEqual(self._pids(bundle), before, "there is no such row")
+
+    def _pids(self, bundle: Bundle) -> dict[str, int]:
+        return {row["name"]: row["pid"] for row in bundle.status()["daemons"]}
 
     def test_from_inside_not_even_kill_ends_it(self) -> None:
         everything = (
             "import os\n"
-            f"for number in set(range(1, 65)) - {{{int(SIGTERM)}, {int(SIGINT)}}}:\n"
+            f"for number in set(range(1, 65)) - {{{SIGTERM:d}, {SIGINT:d}, {FIRST_ROW}, {FIRST_ROW + 1}}}:\n"
             f"    for _ in range({TIMES}): os.kill(1, number)\n"
         )
         with Bundle([daemon("egress", *HEARS), daemon("other", *HEARS)]) as bundle:
@@ -114,7 +141,8 @@ class EverySignalTest(FaultTestCase):
         return log.rfind(b"[pipelock] ready\n") > log.rfind(b"pipelock restarted")
 
     def _send_all(self, bundle: Bundle) -> None:
-        for number in HARMLESS:
+        rows = range(FIRST_ROW, FIRST_ROW + len(bundle.status()["daemons"]))
+        for number in set(HARMLESS).difference(rows):
             self._send(bundle, number)
             if number == SIGSTOP:
                 bundle.signal(SIGCONT)

@@ -28,7 +28,9 @@ class DaemonTest(NamespaceTestCase):
             self.assertTrue(_said(said, f"{name} exited with status {code}"), name)
         for name, of_signal in names.items():
             self.assertTrue(_said(said, f"{name} was terminated by {of_signal}"), name)
-        self.assertTrue(any(line.startswith("signal-40 was terminated by ") for line in said), "a signal without a name")
+        self.assertTrue(
+            any(line.startswith("signal-40 was terminated by ") for line in said), "a signal without a name"
+        )
 
 
 class SupervisorTest(NamespaceTestCase):

@@ -61,7 +61,9 @@ class LimitTest(NamespaceTestCase):
         self.assertEqual(self.shutdown.exit(20), 137)
         self.assertGreaterEqual(time.monotonic() - self.asked_at, 8.0)
         for name in ("a", "b"):
-            self.assertRegex(self.shutdown.log, rb"sidecar-init: %s has not stopped after 8\.\d s; killing it" % name.encode())
+            self.assertRegex(
+                self.shutdown.log, rb"sidecar-init: %s has not stopped after 8\.\d s; killing it" % name.encode()
+            )
 
     def test_3_an_old_pipelock_that_ignores_term_is_killed_after_five_seconds(self) -> None:
         self.in_place.wait_for_event("restarted", "pipelock")

@@ -252,7 +252,11 @@ class KindsOfStdoutTest(NamespaceTestCase):
 
     def test_prefixes_have_colours_on_a_terminal_alone_and_not_if_no_color_is_set_to_something(self) -> None:
         coloured = rb"\033\[\d+m\[a\] \033\[0mhello\r?\n"
-        for terminal, no_color, expected in ((True, "", coloured), (True, "1", rb"\[a\] hello\r?\n"), (False, "", None)):
+        for terminal, no_color, expected in (
+            (True, "", coloured),
+            (True, "1", rb"\[a\] hello\r?\n"),
+            (False, "", None),
+        ):
             ours, theirs = pty.openpty() if terminal else os.pipe()
             with self.subTest(terminal=terminal, no_color=no_color), _closing(ours, theirs):
                 with Bundle([daemon("a", *shell("echo hello"))], stdout=theirs, env={"NO_COLOR": no_color}) as bundle:

@@ -47,7 +47,9 @@ class PolicyTest(NamespaceTestCase):
         daemons = [daemon("a", *shell(script), restart="on-failure"), daemon("b", *SLEEP)]
         with Bundle(daemons, tunables={"_BACKOFF_FIRST": 0.01}) as bundle:
             row = bundle.wait_for_state("a", "exited")
-            self.assertEqual((row["restarts"], row["last_exit"], row["crash_looping"]), (4, "exited with status 0", False))
+            self.assertEqual(
+                (row["restarts"], row["last_exit"], row["crash_looping"]), (4, "exited with status 0", False)
+            )
             self.assertEqual(bundle.events("crash-looping"), [])
             self.assertNotIn(b"crash-looping", bundle.log)
 
