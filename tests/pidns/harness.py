@@ -120,11 +120,16 @@ def child(program: str, *arguments: object) -> list[str]:
 SLEEP = ["sleep", "1000"]
 
 
-def table(daemons: Sequence[Daemon], signals: Mapping[str, Any], secrets: Mapping[str, str]) -> str:
-    """The TOML of a table. JSON's strings and lists of strings are TOML's."""
+def table(daemons: Sequence[Daemon], signals: Mapping[str, Any], secrets: Mapping[str, Any]) -> str:
+    """The TOML of a table. JSON's strings, numbers, booleans and lists of them are TOML's."""
+
+    def value_of(value: Any) -> str:
+        if not isinstance(value, dict):
+            return json.dumps(value)
+        return "{ " + ", ".join(f"{json.dumps(key)} = {value_of(one)}" for key, one in value.items()) + " }"
 
     def pairs(mapping: Mapping[str, Any]) -> str:
-        return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in mapping.items())
+        return "".join(f"{json.dumps(key)} = {value_of(value)}\n" for key, value in mapping.items())
 
     rows = [f"[[daemon]]\n{pairs(row)}" for row in daemons]
     actions = [f"[signals.{name}]\n{pairs(action)}" for name, action in signals.items()]

@@ -5,8 +5,11 @@ import os
 import pty
 import re
 import shlex
+import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 from tests.pidns.harness import (
@@ -280,6 +283,72 @@ class ApplyTest(NamespaceTestCase):
         self.assertEqual(told.stderr.count("\n"), 1)
 
 
+class RestartTest(NamespaceTestCase):
+    def test_any_daemon_is_restarted_from_inside_and_waited_for_until_it_is_ready(self) -> None:
+        daemons = [daemon("a", *SIGNALS), daemon("web", *child("listener.py", 7001), port=7001)]
+        with Bundle(daemons) as bundle:
+            before = bundle.wait_for_event("ready", "web")["pid"]
+            told = bundle.command("restart", "web")
+            after = bundle.daemon("web")
+            self.assertEqual((told.returncode, told.stderr), (0, ""))
+            self.assertEqual(told.stdout, f"web restarted and ready (pid {after['pid']})\n")
+            self.assertTrue(after["ready"])
+            self.assertNotEqual(after["pid"], before)
+            self.assertEqual(bundle.daemon("a")["restarts"], 0)
+
+    def test_one_that_has_exited_or_backs_off_is_started(self) -> None:
+        fine = self.scratch() / "fine"
+        script = shell(f"[ -e {fine} ] && echo fine && exec sleep 1000; exit 3")
+        for restart, state in (("never", "exited"), ("always", "backoff")):
+            fine.unlink(missing_ok=True)
+            daemons = [daemon("a", *script, restart=restart), daemon("b", *SLEEP)]
+            with self.subTest(state), Bundle(daemons, tunables={"_BACKOFF_FIRST": 1000.0}) as bundle:
+                bundle.wait_for_state("a", state)
+                fine.touch()
+                told = bundle.command("restart", "a")
+                self.assertEqual((told.returncode, told.stderr), (0, ""))
+                bundle.wait_for(b"[a] fine\n")
+
+    def test_what_went_wrong_is_the_reason(self) -> None:
+        program = self.scratch() / "program"
+        program.symlink_to("/bin/sleep")
+        daemons = [
+            daemon("checked", *SIGNALS, check=shell("echo bad line 7; exit 3")),
+            daemon("gone", str(program), "1000"),
+            daemon("unready", *SLEEP, port=7001),
+            daemon("fails", *shell("sleep 0.1; exit 4"), port=7002),
+        ]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"[checked] ready\n")
+            bundle.wait_for_state("gone", "running")
+            program.unlink()
+            for name, reason in (
+                ("checked", "its check exited with status 3 (bad line 7)"),
+                ("gone", f"cannot execute {program}: No such file or directory"),
+                ("unready", "not ready after 0.5 s"),
+                ("fails", "exited with status 4"),
+                ("other", "it is not in the table, or not selected"),
+            ):
+                with self.subTest(name):
+                    told = bundle.command("restart", name, "--timeout", "0.5" if name == "unready" else "10")
+                    self.assertEqual((told.returncode, told.stdout), (1, ""))
+                    self.assertRegex(told.stderr, r"\Acannot [^\n]*\n\Z")
+                    self.assertIn(reason, told.stderr)
+
+    def test_two_at_once_are_both_answered(self) -> None:
+        let_go = self.scratch() / "let-go"
+        with Bundle([daemon("a", *SIGNALS, "--end-when", str(let_go)), daemon("b", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            command = [*COMMAND, "restart", "a"]
+            with Namespace(command, inside=bundle, env=bundle.env) as first:
+                bundle.wait_for(b"[a] SIGTERM\n")
+                with Namespace(command, inside=bundle, env=bundle.env) as second:
+                    bundle.until(lambda: bundle.daemon("a")["asked"] == 2, PATIENCE, "the second is heard")
+                    let_go.touch()
+                    self.assertEqual((first.exit(), second.exit()), (0, 0))
+            self.assertEqual(bundle.daemon("a")["restarts"], 1)
+
+
 class PlanTest(NamespaceTestCase):
     def test_what_would_run_and_what_is_missing_without_a_supervisor(self) -> None:
         marker = self.scratch() / "started"
@@ -371,6 +440,47 @@ class StateDirectoryTest(NamespaceTestCase):
             self._works(bundle)
             self.assertNotRegex(" ".join(bundle.own_lines()), "cannot|warning|state")
 
+    def test_of_a_supervisor_that_is_not_root_is_in_tmp_and_the_commands_find_it(self) -> None:
+        bundle, become = self._not_root(61235)
+        with bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            about = bundle.state.stat()
+            self.assertEqual((about.st_uid, stat.S_IMODE(about.st_mode)), (61235, 0o755))
+            for arguments, answer in ((["health"], "healthy: 2 daemons"), (["restart", "egress"], "egress restarted")):
+                told = bundle.inside([*become, *COMMAND[1:], *arguments])
+                self.assertEqual((told.returncode, told.stderr), (0, ""), arguments)
+                self.assertTrue(told.stdout.startswith(answer), told.stdout)
+            bundle.wait_for(b"] ready\n", times=3)
+            self.assertNotIn("cannot", " ".join(bundle.own_lines()))
+            bundle.signal(SIGTERM)
+            self.assertEqual(bundle.exit(), 0)
+
+    def test_in_tmp_that_another_account_has_made_is_not_used_and_that_is_one_warning(self) -> None:
+        bundle, _ = self._not_root(61236)
+        bundle.state.mkdir()
+        bundle.state.chmod(0o777)
+        with bundle:
+            self._works(bundle)
+            self.assertEqual(len(self._warnings(bundle, str(bundle.state))), 1, bundle.own_lines())
+            self.assertEqual(list(bundle.state.iterdir()), [])
+
+    def test_that_a_running_supervisor_uses_is_not_taken_over(self) -> None:
+        place = self.scratch()
+        with Namespace(SLEEP) as machine:
+            first = Bundle([daemon("first", *SIGNALS)], inside=machine, state_dir=str(place))
+            second = Bundle([daemon("second", *SIGNALS)], inside=machine, state_dir=str(place))
+            with first:
+                first.wait_for(b"] ready")
+                wait_until((place / "status.json").exists, PATIENCE, "its status")
+                with second:
+                    second.wait_for(b"] ready")
+                    (warning,) = self._warnings(second, str(place))
+                    self.assertIn("another supervisor uses it", warning)
+                    second.signal(SIGTERM)
+                    self.assertEqual(second.exit(), 0)
+                rows = json.loads((place / "status.json").read_text())["daemons"]
+                self.assertEqual([row["name"] for row in rows], ["first"])
+
     def test_two_supervisors_with_a_directory_each_do_not_meet(self) -> None:
         with Namespace(SLEEP) as machine:
             first = Bundle([daemon("first", *SIGNALS)], inside=machine)
@@ -386,6 +496,18 @@ class StateDirectoryTest(NamespaceTestCase):
                 first.signal(SIGTERM)
                 self.assertEqual(first.exit(), 0)
                 self.assertEqual(second.command("health").returncode, 0)
+
+    def _not_root(self, uid: int) -> tuple[Bundle, list[str]]:
+        """A supervisor of that account, without a state directory of its own; and how to become that account."""
+        python = self.interpreter()
+        become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python]
+        bundle = Bundle([daemon(name, python, *SIGNALS[1:]) for name in ("egress", "pipelock")])
+        del bundle.env["BOT_BOTTLE_SIDECAR_STATE_DIR"]
+        # What another supervisor has left in the machine's /run is not there.
+        bundle.argv = [*shell('mount -t tmpfs -o mode=755 tmpfs /run && exec "$@"'), "sh", *become, *bundle.argv[1:]]
+        bundle.state = Path(f"/tmp/sidecar-init-{uid}")
+        self.addCleanup(shutil.rmtree, bundle.state, ignore_errors=True)
+        return bundle, become
 
     def _works(self, bundle: Bundle) -> None:
         bundle.wait_for(b"] ready\n", times=2)

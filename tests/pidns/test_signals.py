@@ -5,7 +5,7 @@ import re
 from signal import SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 from typing import Any
 
-from tests.pidns.harness import SLEEP, Bundle, NamespaceTestCase, child, daemon
+from tests.pidns.harness import SLEEP, Bundle, Namespace, NamespaceTestCase, child, daemon, shell
 from tests.support import wait_until
 
 SIGNALS = child("signals.py")
@@ -58,6 +58,25 @@ class ShutdownTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(), 0)
             self.assertEqual(bundle.lines("a").count(b"SIGTERM"), 1)
             self.assertEqual(bundle.log.count(b"shutting down: "), 1)
+
+    def test_an_int_during_a_shutdown_kills_at_once(self) -> None:
+        for first in (SIGTERM, SIGINT):
+            stubborn = daemon("a", *SIGNALS, "--stay", "--with-child")
+            long = daemon("b", *SIGNALS, "--stay", stop={"grace": 1000})
+            tunables = {"_GRACE_SECONDS": 1000.0}
+            with (
+                self.subTest(first),
+                Namespace(SLEEP) as outer,
+                Bundle([stubborn, long], inside=outer, tunables=tunables) as bundle,
+            ):
+                bundle.wait_for(b"ready\n", times=3)
+                bundle.signal(first)
+                bundle.wait_for(b"SIGTERM\n", times=3)
+                bundle.catch_up()
+                self.assertEqual(bundle.events("killed"), [])
+                bundle.signal(SIGINT)
+                self.assertEqual(bundle.exit(), 137)
+                self.assertEqual(outer.running_commands("signals.py"), [], "the child of a, too")
 
     def test_hup_and_usr1_do_nothing_while_shutting_down(self) -> None:
         let_go = self.scratch() / "let-go"
@@ -173,6 +192,67 @@ class RestartInPlaceTest(NamespaceTestCase):
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 137)
             self.assertNotIn(b"pipelock restarted", bundle.log)
+
+
+class RowTest(NamespaceTestCase):
+    """Signal 34 restarts the first row of the table, 35 the second, and so on."""
+
+    def test_a_rows_signal_restarts_that_daemon_and_touches_no_other(self) -> None:
+        names = ["a", "b", "c"]
+        with Bundle([daemon(name, *SIGNALS) for name in names]) as bundle:
+            bundle.wait_for(b"] ready\n", times=3)
+            for number, name in enumerate(names, 34):
+                self.assertEqual(bundle.daemon(name)["signal"], number)
+                before = _identities(bundle)
+                bundle.signal(number)
+                bundle.wait_for(f"{name} restarted (pid ".encode())
+                bundle.wait_for(f"[{name}] ready\n".encode(), times=2)
+                after = _identities(bundle)
+                self.assertNotEqual(before.pop(name), after.pop(name))
+                self.assertEqual(before, after)
+
+    def test_rows_are_counted_whether_they_are_selected_or_not(self) -> None:
+        daemons = [daemon(name, *SIGNALS) for name in ("a", "b", "c")]
+        with Bundle(daemons, env={"SIDECAR_INIT_DAEMONS": "b,c"}) as bundle:
+            bundle.wait_for(b"] ready\n", times=2)
+            bundle.signal(34)
+            bundle.wait_for(b"sidecar-init: cannot restart a: it is not selected\n")
+            bundle.signal(35)
+            bundle.wait_for(b"b restarted (pid ")
+            bundle.catch_up()
+            self.assertNotIn(b"a started", bundle.log)
+            self.assertEqual(bundle.daemon("c")["restarts"], 0)
+            self.assertEqual([row["signal"] for row in bundle.status()["daemons"]], [35, 36])
+
+    def test_a_number_without_a_row_does_nothing_and_64_is_the_last(self) -> None:
+        daemons = [daemon(f"d{row}", *SLEEP) for row in range(32)]
+        with Bundle(daemons[:2]) as bundle:
+            bundle.wait_for_state("d1", "running")
+            bundle.signal(36)
+            bundle.signal(64)
+            bundle.catch_up()
+            self.assertEqual(bundle.events("restarting"), [])
+        with Bundle(daemons) as bundle:
+            bundle.wait_for_state("d31", "running")
+            self.assertEqual((bundle.daemon("d30")["signal"], bundle.daemon("d31")["signal"]), (64, None))
+            bundle.signal(64)
+            bundle.wait_for(b"d30 restarted (pid ")
+
+    def test_it_starts_one_that_has_exited_and_is_dropped_while_shutting_down(self) -> None:
+        let_go = self.scratch() / "let-go"
+        daemons = [daemon("a", *shell("echo again")), daemon("b", *SIGNALS, "--end-when", str(let_go))]
+        with Bundle(daemons) as bundle:
+            bundle.wait_for(b"[b] ready\n")
+            bundle.wait_for_state("a", "exited")
+            bundle.signal(34)
+            bundle.wait_for(b"[a] again\n", times=2)
+            bundle.signal(SIGTERM)
+            bundle.wait_for(b"[b] SIGTERM\n")
+            bundle.signal(34)
+            bundle.wait_for(b"cannot restart a: the supervisor is shutting down")
+            let_go.touch()
+            self.assertEqual(bundle.exit(), 0)
+            self.assertEqual(bundle.lines("a"), [b"again", b"again"])
 
 
 class HeartbeatTest(NamespaceTestCase):
