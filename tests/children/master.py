@@ -10,25 +10,20 @@ import signal
 import sys
 import time
 
+STOPS = {signal.SIGTERM, signal.SIGQUIT}
+
 
 def work(gate: str) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     os.write(1, b"working\n")
     while not os.path.exists(gate):
         time.sleep(0.005)
 
 
-def finish(number: int, _: object) -> None:
-    os.write(1, f"{signal.Signals(number).name}\n".encode())
-    worker.join()
-    os.write(1, b"lost\n" if worker.exitcode else b"finished\n")
-    sys.exit(1 if worker.exitcode else 0)
-
-
+signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # and awaited, when the worker has been started
 worker = multiprocessing.get_context("fork").Process(target=work, args=(sys.argv[1],))
-for stop in (signal.SIGTERM, signal.SIGQUIT):
-    signal.signal(stop, finish)
 worker.start()
-while True:
-    signal.pause()
+os.write(1, f"{signal.Signals(signal.sigwait(STOPS)).name}\n".encode())
+worker.join()
+os.write(1, b"lost\n" if worker.exitcode else b"finished\n")
+sys.exit(1 if worker.exitcode else 0)

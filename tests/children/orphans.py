@@ -1,6 +1,6 @@
-"""Leaves COUNT orphans, waits for a line on the named pipe GATE, and lets them all die at once.
+"""Leaves COUNT orphans, waits for a line on the named pipe GATE, and lets them all exit at once.
 
-Says "orphaned" when all of them have been inherited, and "released" when they are dying.
+Says "orphaned" when all of them have been inherited, and "released" when they are exiting.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Makes orphans that die at once, twenty at a time, without an end."""
+"""Makes orphans that exit at once, twenty at a time, without an end."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Listens on PORT and dies with 9, but leaves a child in its group that keeps the port.
+"""Listens on PORT and exits with 9, but leaves a child in its group that keeps the port.
 
 That one ignores TERM if told to `stay`. A port that is taken ends the leader with 98.
 """

@@ -1,7 +1,7 @@
 """Twenty daemons of all kinds under random blows, and what must hold after each.
 
 An epoch is one supervisor: rounds of blows, each followed by a look at all that must hold, and a TERM at the end.
-The seed decides who is hit by what and in which order; how that falls in with the daemons' own doings is chance.
+The seed decides which is hit by what and in which order; how that falls in with the daemons' own doings is chance.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ KINDS = {
     "fork-2": "forking",
     "stubborn-1": "stubborn",
     "stubborn-2": "stubborn",
-    "dying-1": "dying",
-    "dying-2": "dying",
+    "failing-1": "failing",
+    "failing-2": "failing",
     "brief": "brief",
     "slow-1": "slow",
     "slow-2": "slow",
@@ -154,7 +154,7 @@ class Listener:
 
     def _count(self, name: str, life: str, number: int) -> None:
         if name not in KINDS:
-            self.violations.append(f"a line of nobody: {name}")
+            self.violations.append(f"a line of no daemon: {name}")
         expected = self.heard.get((name, life), 0)
         if number < expected or (number > expected and not self.leaves):
             self.violations.append(f"{name} {life}: line {number} came where {expected} was next")
@@ -190,7 +190,7 @@ class Epoch:
     def _row(self, number: int, name: str, kind: str) -> Daemon:
         (self.scratch / name).mkdir()
         program = [*PYTHON, str(FAULT_CHILDREN / "chaotic.py"), kind, str(self.scratch / name)]
-        fields: dict[str, Any] = {"restart": "on-failure" if name == "dying-2" else "always"}
+        fields: dict[str, Any] = {"restart": "on-failure" if name == "failing-2" else "always"}
         if kind == "slow":
             fields["port"] = 7100 + number
             program.append(str(fields["port"]))
@@ -377,7 +377,7 @@ class Epoch:
         if row["state"] == "backoff":
             return row["next_start_at"] is not None
         if row["state"] == "exited":
-            return bool(row["name"] == "dying-2" and row["last_exit"] == "exited with status 0")
+            return bool(row["name"] == "failing-2" and row["last_exit"] == "exited with status 0")
         if row["state"] == "waiting":
             return bool(row["name"] == "pipelock")
         if row["state"] == "stopping":
@@ -392,13 +392,13 @@ class Epoch:
         return f"{self._uncared}"
 
     def _no_zombie_stays(self) -> None:
-        def left(dead: list[Seen]) -> list[Seen]:
+        def left(zombies: list[Seen]) -> list[Seen]:
             now = {(one.pid, one.started_at) for one in everyone(self.bundle.pid1) if one.state == "Z"}
-            return [one for one in dead if (one.pid, one.started_at) in now]
+            return [one for one in zombies if (one.pid, one.started_at) in now]
 
         pid1 = self.bundle.pid1
-        dead = [one for one in everyone(pid1) if one.state == "Z" and one.parent == pid1]
-        self._settle(lambda: not left(dead), f"these are buried: {dead}")
+        zombies = [one for one in everyone(pid1) if one.state == "Z" and one.parent == pid1]
+        self._settle(lambda: not left(zombies), f"these are reaped: {zombies}")
 
     def _no_descriptor_leaks(self, at_first: int) -> None:
         self._settle(lambda: self._descriptors() <= at_first, f"no more than {at_first} descriptors")
@@ -427,7 +427,7 @@ class Epoch:
         asked_at = time.monotonic()
         self.bundle.signal(signal.SIGTERM)
         if self.listener.mode == "stall":
-            self._settle(lambda: self._only_pid1_lives(), "all daemons are gone though nobody reads")
+            self._settle(lambda: self._only_pid1_lives(), "all daemons are gone though the log is not read")
         self.listener.finish()
         code = self.bundle.exit(SETTLED)
         took = time.monotonic() - asked_at

@@ -208,7 +208,7 @@ class OddNamesTest(FaultTestCase):
             self.assertEqual(done.returncode, 2, argument[:20])
             self.assertNotIn(b"Traceback", done.stderr)
 
-    def test_a_program_with_a_long_odd_path_that_cannot_be_executed_ends_nobody(self) -> None:
+    def test_a_program_with_a_long_odd_path_that_cannot_be_executed_ends_no_other(self) -> None:
         for part in ("\u00e4" * 100, "\udcff" * 200):
             folder = self.scratch() / "/".join([part] * 8)
             folder.mkdir(parents=True)

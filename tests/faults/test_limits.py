@@ -83,7 +83,7 @@ class MemoryTest(FaultTestCase):
 
 
 class DiskTest(FaultTestCase):
-    def test_a_full_disk_under_log_and_state_stops_nobody_and_both_go_on_when_there_is_room(self) -> None:
+    def test_a_full_disk_under_log_and_state_stops_no_daemon_and_both_go_on_when_there_is_room(self) -> None:
         with small_disk(256) as disk:
             log = os.open(disk / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             self.addCleanup(os.close, log)
@@ -144,8 +144,8 @@ class ClockTest(FaultTestCase):
                     bundle.wait_for(b"[pipelock] ready\n", times=turn + 1)  # five seconds of grace
                     killed = bundle.events("killed", "pipelock")
                     self.assertEqual(len(killed), turn)
-                    death = bundle.events("exited", "a")[-1]
-                    self.assertLess(death["uptime"], 60)
+                    exited = bundle.events("exited", "a")[-1]
+                    self.assertLess(exited["uptime"], 60)
             health = bundle.command("health")
             self.assertEqual((health.returncode, health.stderr), (0, ""))
             os.kill(bundle.host_pid(bundle.daemon("pipelock")["pid"]), SIGKILL)
@@ -185,7 +185,7 @@ class SuspendTest(FaultTestCase):
             bundle.signal(SIGCONT)
             self.assertEqual(bundle.exit(), 143)
 
-    def test_a_grace_that_ran_out_meanwhile_kills_nobody_who_had_ended_in_time(self) -> None:
+    def test_a_grace_that_ran_out_meanwhile_kills_none_that_had_ended_in_time(self) -> None:
         may_end, offset = self.scratch() / "may-end", self.scratch() / "offset"
         daemons = [daemon("pipelock", *SIGNALS, "--end-when", str(may_end)), daemon("b", *SLEEP)]
         bundle = Bundle(daemons)

@@ -54,7 +54,7 @@ class RestartTest(FaultTestCase):
             self.assertNotIn(b"restarted", after)
             self.assertNotIn(b"starting", after)
 
-    def test_a_death_is_noticed_at_once_while_a_stubborn_one_is_being_restarted(self) -> None:
+    def test_an_exit_is_noticed_at_once_while_a_stubborn_one_is_being_restarted(self) -> None:
         daemons = [daemon("pipelock", *SIGNALS, "--stay"), daemon("b", *SLEEP, restart="always")]
         with Bundle(daemons, tunables={"_RESTART_GRACE_SECONDS": 1000.0}) as bundle:
             bundle.wait_for(b"[pipelock] ready\n")
@@ -65,7 +65,7 @@ class RestartTest(FaultTestCase):
             bundle.wait_for(b"b started", times=2)
             self.assertEqual(bundle.daemon("pipelock")["state"], "stopping")
 
-    def test_a_usr1_after_the_binary_has_vanished_is_noticed_by_nobody_else(self) -> None:
+    def test_a_usr1_after_the_binary_has_vanished_is_noticed_by_no_other(self) -> None:
         program = self.scratch() / "pipelock"
         program.symlink_to("/bin/sleep")
         daemons = [daemon("pipelock", str(program), "2000", restart="always"), daemon("egress", *SIGNALS)]
@@ -131,14 +131,14 @@ class SignalTest(FaultTestCase):
 
 
 class LogTest(FaultTestCase):
-    def test_10_000_lines_that_the_last_daemon_says_just_before_it_exits_come_before_its_death_notice(self) -> None:
+    def test_10_000_lines_that_the_last_daemon_says_just_before_it_exits_come_before_the_line_of_its_exit(self) -> None:
         for _ in range(5):
             with Bundle([daemon("a", *lives("say-and-exit", 10_000))]) as bundle:
                 self.assertEqual(bundle.exit(), 0)
                 self.assertEqual(bundle.lines("a"), [b"line %05d" % n for n in range(10_000)])
                 self.assertLess(bundle.log.index(b"[a] line 09999\n"), bundle.log.index(b"a exited with status 0"))
 
-    def test_500_lines_that_a_daemon_says_on_term_are_all_there_before_its_death_notice(self) -> None:
+    def test_500_lines_that_a_daemon_says_on_term_are_all_there_before_the_line_of_its_exit(self) -> None:
         for _ in range(5):
             with Bundle([daemon("a", *lives("say-on-term", 500)), daemon("b", *SLEEP)]) as bundle:
                 bundle.wait_for(b"[a] up\n")
@@ -152,7 +152,7 @@ class LogTest(FaultTestCase):
         with Bundle([daemon("a", *command, restart="never"), daemon("b", *SLEEP)], reading=False) as bundle:
             bundle.wait_for_stall("numbered.py")
             os.kill(bundle.running_commands("numbered.py")[0].pid, SIGKILL)
-            bundle.until(lambda: bundle.events("exited", "a"), PATIENCE, "the death is known")
+            bundle.until(lambda: bundle.events("exited", "a"), PATIENCE, "its exit is known")
             bundle.reader.resume()
             bundle.wait_for(b"a was terminated by SIGKILL")
             bundle.catch_up()
@@ -162,7 +162,7 @@ class LogTest(FaultTestCase):
             self.assertEqual(said, list(range(len(said))))
             self.assertEqual({len(line) for line in bundle.lines("a")[:-1]}, {7})
 
-    def test_what_waits_in_the_pipes_at_the_end_comes_through_where_the_reader_is_back_in_time(self) -> None:
+    def test_what_waits_in_the_pipes_at_the_end_comes_through_if_the_reader_is_back_in_time(self) -> None:
         count = 8
         daemons = [daemon(f"d{n}", *child("numbered.py", 300_000)) for n in range(count)]
         with Bundle(daemons, reading=False) as bundle:
@@ -178,7 +178,7 @@ class LogTest(FaultTestCase):
                 self.assertGreater(len(said), 4096, "a full pipe alone holds more")
                 self.assertEqual([int(line) for line in said[:-1]], list(range(len(said) - 1)))
 
-    def test_a_daemon_that_lives_5_ms_comes_back_and_every_death_is_said(self) -> None:
+    def test_a_daemon_that_lives_5_ms_comes_back_and_every_exit_is_logged(self) -> None:
         quick = {"_BACKOFF_FIRST": 0.001, "_BACKOFF_LAST": 0.001}
         with Bundle([daemon("a", *lives("blink", 5), restart="always")], tunables=quick) as bundle:
             bundle.wait_for_event("exited", "a", 30, times=50)
@@ -223,7 +223,7 @@ class LogTest(FaultTestCase):
                 done = bundle.inside(command, PATIENCE, **ascii_only)
                 self.assertEqual((done.returncode, done.stderr), (0, ""), command)
 
-    def test_a_reader_that_leaves_while_all_is_quiet_takes_nobody_with_it(self) -> None:
+    def test_a_reader_that_leaves_while_all_is_quiet_takes_no_daemon_with_it(self) -> None:
         with Bundle([daemon("egress", *SIGNALS), daemon("b", *SLEEP, restart="always")]) as bundle:
             bundle.wait_for(b"[egress] ready\n")
             bundle.catch_up()
@@ -237,7 +237,7 @@ class LogTest(FaultTestCase):
 
 
 class ExitTest(FaultTestCase):
-    def test_one_dead_by_segv_beside_one_that_exits_0_makes_139(self) -> None:
+    def test_one_that_segv_ended_beside_one_that_exits_0_makes_139(self) -> None:
         segv = shell("kill -SEGV $$")
         for daemons in (
             [daemon("a", *segv), daemon("b", "true")],

@@ -1,8 +1,8 @@
 """The scenarios of dumb-init's and tini's own tests, where their rules apply to a supervisor of several daemons.
 
 Not here, since there is no one foreground child: job control (dumb-init's test_shell_background), signal rewriting,
-tini's -e (exit codes remapped), -p (parent death) and the terminal. That signals are handed on by the table alone,
-where those hand on all, is in test_signals.
+tini's -e (exit codes remapped), -p (a signal when the parent exits) and the terminal. That signals are handed on by the
+table alone, where those hand on all, is in test_signals.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TiniTest(FaultTestCase):
             bundle.wait_for(b"[a] done\n")
             wait_until(lambda: not _zombies(bundle), PATIENCE, "no zombie")
 
-    def test_where_nobody_reaps_they_stay_zombies(self) -> None:
+    def test_if_none_reaps_them_they_stay_zombies(self) -> None:
         """The negative control: without a supervisor the same script leaves them all."""
         script = "import os, time\nif os.fork() == 0: os.execvp('sh', ['sh', '-c', %r])\nwhile True: time.sleep(1000)"
         with Namespace([*PYTHON, "-c", script % self.ORPHANS]) as namespace:
@@ -108,7 +108,7 @@ class TiniTest(FaultTestCase):
             os.kill(bundle.host_pid(bundle.wait_for_state("a", "running")["pid"]), SIGKILL)
             self.assertEqual(bundle.exit(), 137)
 
-    def test_a_signal_that_no_table_names_ends_nobody(self) -> None:
+    def test_a_signal_that_no_table_names_ends_no_daemon(self) -> None:
         with Bundle([daemon("a", *HEARS)], signals={}) as bundle:
             bundle.wait_for(b"[a] ready\n")
             bundle.wait_for_state("a", "running")

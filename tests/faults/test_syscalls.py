@@ -126,7 +126,7 @@ class SystemCallTest(FaultTestCase):
             self.assertGreater(len(bundle.events()), events)
             self._end(bundle)
 
-    def test_a_signal_that_meets_nobody_is_said_and_ends_nobody(self) -> None:
+    def test_a_signal_that_cannot_be_delivered_is_logged_and_ends_no_daemon(self) -> None:
         with Bundle([daemon("egress", *SIGNALS), daemon("b", *SLEEP)]) as bundle:
             bundle.wait_for(b"[egress] ready\n")
             bundle.wait_for_state("b", "running")
@@ -148,7 +148,7 @@ class SystemCallTest(FaultTestCase):
                 self.assertEqual(bundle.exit(), 137)
             self.assertEqual(bundle.lines("a"), [b"ready"])
 
-    def test_where_the_ports_cannot_be_read_it_is_said_once_and_ready_comes_when_they_can(self) -> None:
+    def test_if_the_ports_cannot_be_read_it_is_logged_once_and_ready_comes_when_they_can(self) -> None:
         listen = self.scratch() / "listen"
         with Bundle([daemon("a", *child("listener.py", 7002, listen), port=7002), daemon("b", *SLEEP)]) as bundle:
             bundle.wait_for_state("a", "starting")

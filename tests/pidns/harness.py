@@ -313,7 +313,7 @@ class Namespace:
             raise AssertionError(f"not within {seconds:g} s in the log: {text!r} (found {found} of {times})")
 
     def close_reader(self) -> None:
-        """Go away, as a log reader that died: the next write gets EPIPE."""
+        """Go away, as a log reader that was killed: the next write gets EPIPE."""
         assert self._read_end is not None
         with open("/dev/null") as null:  # a close would let the number be reused under the hands of the thread
             os.dup2(null.fileno(), self._read_end)
@@ -334,7 +334,7 @@ class Namespace:
         os.kill(self.pid1, number)
 
     def exit(self, seconds: float = PATIENCE) -> int:
-        """Wait for the end; the exit code, negative for a death by signal."""
+        """Wait for the end; the exit code, negative for a signal that ended it."""
         if self.running() and not _ends_within(seconds, self._process.pid):
             raise AssertionError(f"still there after {seconds:g} s; left: {self.processes()}")
         code = self._process.wait()

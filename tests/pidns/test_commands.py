@@ -43,12 +43,14 @@ class StatusTest(NamespaceTestCase):
             rows = {line.split()[0]: line for line in lines[:3]}
             self.assertIn("starting", rows["web"])
             self.assertRegex(rows["db"], rf"running.*\b{bundle.daemon('db')['pid']}\b")
-            self.assertRegex(rows["gone"], "exited .*exited with status 3")
+            self.assertRegex(rows["gone"], "exited .* status 3$")
+            self.assertIn("gone exited with status 3", lines[3:])
+            self.assertLessEqual(max(map(len, [head, *lines[:3]])), 80, told.stdout)
             self.assertNotIn("\033", told.stdout)
             for_tools = bundle.command("status", "--json")
             self.assertEqual(json.loads(for_tools.stdout)["daemons"], bundle.status()["daemons"])
 
-    def test_colours_on_a_terminal_alone_and_not_where_no_color_is_set(self) -> None:
+    def test_colours_on_a_terminal_alone_and_not_if_no_color_is_set(self) -> None:
         with Bundle([daemon("a", *SIGNALS)]) as bundle:
             bundle.wait_for(b"[a] ready")
             self.assertIn(b"\033[", self._on_terminal(bundle, {"TERM": "xterm"}))
@@ -76,7 +78,7 @@ class StatusTest(NamespaceTestCase):
             self.assertEqual(told.returncode, 1)
             self.assertRegex(told.stderr, "^cannot .*\n$")
 
-    def test_where_the_supervisor_was_killed_it_says_that_the_file_is_stale(self) -> None:
+    def test_if_the_supervisor_was_killed_it_says_that_the_file_is_stale(self) -> None:
         with Namespace(SLEEP) as outer, Bundle([daemon("a", *SLEEP)], inside=outer) as bundle:
             bundle.wait_for_state("a", "running")
             bundle.signal(SIGKILL)
@@ -107,9 +109,9 @@ class HealthTest(NamespaceTestCase):
         with Bundle([daemon("slow", *SLEEP, port=7001), daemon("fine", *SLEEP)]) as bundle:
             bundle.wait_for_state("fine", "running")
             self._unhealthy(bundle, "slow")
-        with Bundle([daemon("dead", *shell("exit 1")), daemon("fine", *SLEEP)]) as bundle:
-            bundle.wait_for_state("dead", "exited")
-            self._unhealthy(bundle, "dead")
+        with Bundle([daemon("gone", *shell("exit 1")), daemon("fine", *SLEEP)]) as bundle:
+            bundle.wait_for_state("gone", "exited")
+            self._unhealthy(bundle, "gone")
 
     def test_a_supervisor_that_is_stopped_does_not_answer(self) -> None:
         with Bundle([daemon("a", *SLEEP)]) as bundle:
@@ -119,7 +121,7 @@ class HealthTest(NamespaceTestCase):
             bundle.signal(SIGCONT)
             self.assertEqual(bundle.command("health").returncode, 0)
 
-    def test_where_there_is_no_supervisor_it_is_told(self) -> None:
+    def test_if_there_is_no_supervisor_it_says_so(self) -> None:
         with Namespace(SLEEP) as outer:
             told = outer.inside([*COMMAND, "health"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.scratch()))
             self.assertEqual(told.returncode, 1)
@@ -182,7 +184,7 @@ class EventsTest(NamespaceTestCase):
                 command.wait_for(b"\n")
 
                 def ended() -> bool:
-                    bundle.signal(SIGHUP)  # a new event: it has to write, to see that nobody reads
+                    bundle.signal(SIGHUP)  # a new event: it has to write, to see that there is no reader
                     return not command.running()
 
                 wait_until(ended, PATIENCE, "the command to end")
@@ -267,7 +269,7 @@ class ApplyTest(NamespaceTestCase):
             let_go.touch()
             self.assertEqual(bundle.exit(), 0)
 
-    def test_where_there_is_no_supervisor_it_is_told(self) -> None:
+    def test_if_there_is_no_supervisor_it_says_so(self) -> None:
         with Namespace(SLEEP) as outer:
             told = outer.inside([*COMMAND, "apply", "egress"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.scratch()))
             self.assertEqual(told.returncode, 1)
@@ -363,8 +365,8 @@ class PlanTest(NamespaceTestCase):
             self.assertRegex(told.stdout + told.stderr, "/no/such/program|no-such-account")
         self.assertFalse(marker.exists())
 
-    def test_a_supervisor_that_is_not_root_runs_them_all_as_itself(self) -> None:
-        """It cannot change its account, so one that is missing is no obstacle."""
+    def test_a_supervisor_that_is_not_root_runs_them_as_itself(self) -> None:
+        """It cannot switch to another account: one that is missing is no obstacle."""
         daemons = [
             daemon("a", *SLEEP, user="www-data"),
             daemon("b", *SLEEP),

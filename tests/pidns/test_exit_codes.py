@@ -5,14 +5,14 @@ from signal import SIGCONT, SIGTERM, Signals
 
 from tests.pidns.harness import SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
 
-NOT_DEADLY = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
-DEADLY = [one for one in Signals if one.name not in NOT_DEADLY]
+NOT_FATAL = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
+FATAL = [one for one in Signals if one.name not in NOT_FATAL]
 
 
 class DaemonTest(NamespaceTestCase):
-    def test_every_exit_code_and_every_deadly_signal_is_told_by_its_name(self) -> None:
+    def test_every_exit_code_and_every_fatal_signal_is_logged_by_its_name(self) -> None:
         codes = {f"code-{code}": code for code in range(256)}
-        signals = {f"signal-{number}": number for number in [*map(int, DEADLY), 40]}
+        signals = {f"signal-{number}": number for number in [*map(int, FATAL), 40]}
         daemons = [daemon(name, *shell(f"exit {code}")) for name, code in codes.items()]
         daemons += [daemon(name, *shell(f"kill -{number} $$")) for name, number in signals.items()]
         with Bundle(daemons) as bundle:
@@ -22,7 +22,7 @@ class DaemonTest(NamespaceTestCase):
         self.assertEqual({name: ends[name]["code"] for name in codes}, codes)
         self.assertEqual({name: ends[name]["signal"] for name in codes}, dict.fromkeys(codes))
         self.assertEqual({name: ends[name]["code"] for name in signals}, dict.fromkeys(signals))
-        names = {f"signal-{one:d}": one.name for one in DEADLY}
+        names = {f"signal-{one:d}": one.name for one in FATAL}
         self.assertEqual({name: ends[name]["signal"] for name in names}, names)
         for name, code in codes.items():
             self.assertTrue(_said(said, f"{name} exited with status {code}"), name)

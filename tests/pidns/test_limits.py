@@ -48,7 +48,7 @@ class LimitTest(NamespaceTestCase):
             bundle.wait_for(b"[pipelock] ready\n")
             bundle.signal(SIGUSR1)
 
-    def test_1_five_sleeping_daemons_wake_nobody_in_five_seconds(self) -> None:
+    def test_1_five_sleeping_daemons_cause_no_wake_up_in_five_seconds(self) -> None:
         self.idle.wait_for_state("e", "running")
         self.idle.catch_up()
         before = self._settled()
@@ -57,7 +57,7 @@ class LimitTest(NamespaceTestCase):
         self.idle.catch_up()
         self.assertGreater(self._switches(), before, "the control: a signal is a wake-up")
 
-    def test_2_who_ignores_term_is_killed_after_eight_seconds(self) -> None:
+    def test_2_a_daemon_that_ignores_term_is_killed_after_eight_seconds(self) -> None:
         self.assertEqual(self.shutdown.exit(20), 137)
         self.assertGreaterEqual(time.monotonic() - self.asked_at, 8.0)
         for name in ("a", "b"):
@@ -80,13 +80,13 @@ class LimitTest(NamespaceTestCase):
         self.assertEqual(self.check.daemon("pipelock")["state"], "running")
         self.assertEqual(self.check.lines("pipelock"), [b"ready"])
 
-    def test_5_who_waits_for_one_that_is_never_ready_starts_in_the_end_with_a_warning(self) -> None:
+    def test_5_a_daemon_that_waits_for_one_that_is_never_ready_starts_in_the_end_with_a_warning(self) -> None:
         self.after.wait_for(b"sidecar-init: second started")
         self.after.wait_for_state("second", "running")
         said = [line for line in self.after.own_lines() if "first" in line and "second" in line]
         self.assertEqual(said, ["second waits for first", "first is not ready after 2.5 s; starting second anyway"])
 
-    def test_6_one_that_dies_at_once_comes_back_ever_later_and_is_called_crash_looping_once(self) -> None:
+    def test_6_one_that_exits_at_once_comes_back_ever_later_and_is_called_crash_looping_once(self) -> None:
         self.loop.wait_for_event("crash-looping", "a")
         self.loop.wait_for_event("exited", "a", times=5)
         delays = [one["next_start_in"] for one in self.loop.events("exited", "a")[:5]]

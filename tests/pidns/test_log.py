@@ -67,7 +67,7 @@ class FidelityTest(NamespaceTestCase):
             self.assertLessEqual(max(map(len, pieces)), 64 * KIB)
             self.assertLess(len(pieces), 4 * 160, "pieces are large")
 
-    def test_a_last_line_without_newline_gets_one_and_comes_before_the_death_notice(self) -> None:
+    def test_a_last_line_without_newline_gets_one_and_comes_before_the_line_of_its_exit(self) -> None:
         with Bundle([daemon("a", *shell("printf 'first\\nlast'; exit 4"))]) as bundle:
             self.assertEqual(bundle.exit(), 4)
             self.assertLess(bundle.log.index(b"[a] last\n"), bundle.log.index(b"sidecar-init: a exited with status 4"))
@@ -114,7 +114,7 @@ class FidelityTest(NamespaceTestCase):
 
 
 class StalledReaderTest(NamespaceTestCase):
-    def test_signals_restarts_and_deaths_go_on(self) -> None:
+    def test_signals_restarts_and_exits_go_on(self) -> None:
         daemons = [
             daemon("egress", *child("signals.py")),
             daemon("pipelock", *SLEEP),

@@ -12,21 +12,21 @@ ORPHANS = 1000
 
 
 class OrphanTest(NamespaceTestCase):
-    def test_1000_orphans_that_die_at_once_leave_no_zombie(self) -> None:
+    def test_1000_orphans_that_exit_at_once_leave_no_zombie(self) -> None:
         gate = self._gate()
         with Bundle([daemon("a", *child("orphans.py", ORPHANS, gate))]) as bundle:
             bundle.wait_for(b"[a] orphaned\n")
             self.assertEqual(_inherited(bundle), ORPHANS)
-            gate.write_text("die\n")
+            gate.write_text("exit\n")
             bundle.wait_for(b"[a] released\n")
             wait_until(lambda: len(bundle.processes()) == 1, PATIENCE, "only the daemon is left")
 
-    def test_where_nobody_reaps_they_are_1000_zombies(self) -> None:
+    def test_if_none_reaps_them_they_are_1000_zombies(self) -> None:
         """The control: the test above can fail."""
         gate = self._gate()
         with Namespace(shell(f"{' '.join(child('orphans.py', ORPHANS, gate))} & exec sleep 1000")) as careless:
             careless.wait_for(b"orphaned\n")
-            gate.write_text("die\n")
+            gate.write_text("exit\n")
             careless.wait_for(b"released\n")
 
             def zombies() -> int:
@@ -36,8 +36,8 @@ class OrphanTest(NamespaceTestCase):
 
     def test_no_exit_code_is_lost_in_a_storm_of_orphans(self) -> None:
         codes = {f"daemon-{number}": random.randrange(1, 256) for number in range(60)}
-        mortals = [daemon(name, *shell(f"sleep 0.0{code % 10}; exit {code}")) for name, code in codes.items()]
-        with Bundle([daemon("storm", *child("storm.py")), *mortals]) as bundle:
+        others = [daemon(name, *shell(f"sleep 0.0{code % 10}; exit {code}")) for name, code in codes.items()]
+        with Bundle([daemon("storm", *child("storm.py")), *others]) as bundle:
             for name, code in codes.items():
                 bundle.wait_for(f"sidecar-init: {name} exited with status {code}".encode())
             wait_until(lambda: len(bundle.events("exited")) == len(codes), PATIENCE, "every event")
@@ -50,7 +50,7 @@ class OrphanTest(NamespaceTestCase):
         with Namespace(SLEEP) as outer, Bundle([daemon("a", *child("orphans.py", 3, gate))], inside=outer) as bundle:
             bundle.wait_for(b"[a] orphaned\n")
             self.assertEqual(_inherited(bundle), 3)
-            gate.write_text("die\n")
+            gate.write_text("exit\n")
             wait_until(lambda: len(bundle.processes()) == 1, PATIENCE, "only the daemon is left")
 
     def _gate(self) -> Path:

@@ -14,15 +14,15 @@ ANSWER = ("asked", "answered", "answer", "refused")  # what the status says of a
 
 
 class PolicyTest(NamespaceTestCase):
-    def test_a_daemon_that_died_is_back_after_half_a_second_and_the_others_never_notice(self) -> None:
+    def test_a_daemon_that_was_killed_is_back_after_half_a_second_and_the_others_never_notice(self) -> None:
         with Bundle([daemon("a", *SLEEP, restart="always"), daemon("b", "sleep", "2000")]) as bundle:
             bundle.wait_for_state("b", "running")
             before = bundle.daemon("b")
             _kill(bundle, "a")
             bundle.wait_for(b"sidecar-init: a was terminated by SIGKILL")
-            death = bundle.wait_for_event("exited", "a")
-            self.assertEqual((death["signal"], death["restarts"]), ("SIGKILL", 0))
-            self.assertTrue(0.5 <= death["next_start_in"] <= 0.55, death)
+            exited = bundle.wait_for_event("exited", "a")
+            self.assertEqual((exited["signal"], exited["restarts"]), ("SIGKILL", 0))
+            self.assertTrue(0.5 <= exited["next_start_in"] <= 0.55, exited)
             bundle.wait_for_event("started", "a", times=2)
             back = bundle.wait_for_state("a", "running")
             self.assertEqual((back["restarts"], back["last_exit"]), (1, "was terminated by SIGKILL"))
@@ -62,7 +62,7 @@ class PolicyTest(NamespaceTestCase):
             before = [one["event"] for one in bundle.events(name="a")].index("crash-looping")
             self.assertEqual([one["event"] for one in bundle.events(name="a")][:before].count("exited"), 5)
 
-    def test_never_in_the_environment_leaves_every_daemon_dead_and_the_survivors_up(self) -> None:
+    def test_never_in_the_environment_restarts_no_daemon_and_leaves_the_others_up(self) -> None:
         daemons = [daemon("a", *shell("exit 3"), restart="always"), daemon("b", *SLEEP, restart="always")]
         with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_RESTART": "never"}) as bundle:
             bundle.wait_for(b"a exited with status 3")
@@ -78,7 +78,7 @@ class PolicyTest(NamespaceTestCase):
 
 
 class LeftBehindTest(NamespaceTestCase):
-    """The leader dies, its group lives on, on the daemon's port."""
+    """The leader exits, its group goes on, on the daemon's port."""
 
     def test_the_group_is_ended_before_the_replacement_starts_so_that_it_can_bind(self) -> None:
         daemons = [daemon("a", *child("survivor.py", 7001), restart="always", port=7001)]
@@ -165,7 +165,7 @@ class CheckTest(NamespaceTestCase):
             bundle.wait_for_event("refused", "pipelock")
             self._untouched(bundle, before)
 
-    def test_while_a_check_runs_signals_and_deaths_are_served_and_the_old_one_serves_on(self) -> None:
+    def test_while_a_check_runs_signals_and_exits_are_served_and_the_old_one_serves_on(self) -> None:
         with self._bundle("sleep", "2000") as bundle:
             self._ready(bundle)
             bundle.signal(SIGUSR1)
@@ -198,7 +198,7 @@ class CheckTest(NamespaceTestCase):
             bundle.catch_up()
             self.assertEqual((runs(), bundle.daemon("pipelock")["restarts"]), (2, 1))
 
-    def test_where_the_daemon_dies_while_its_check_runs_it_comes_back(self) -> None:
+    def test_if_the_daemon_exits_while_its_check_runs_it_comes_back(self) -> None:
         go = self.scratch() / "go"
         with self._bundle(*shell(f"until [ -e {go} ]; do sleep 0.02; done")) as bundle:
             self._ready(bundle)
@@ -271,7 +271,7 @@ class TermTest(NamespaceTestCase):
             wait_until(lambda: bundle.running_commands("sleep 2000"), PATIENCE, "the check runs")
             self._ends(bundle, 0)
 
-    def test_while_the_left_behind_group_of_a_dead_leader_is_stopped(self) -> None:
+    def test_while_the_left_behind_group_of_a_leader_that_exited_is_stopped(self) -> None:
         daemons = [daemon("a", *child("survivor.py", 7012, "stay"), restart="always"), daemon("b", *SLEEP)]
         with Bundle(daemons, tunables={"_GRACE_SECONDS": 0.3}) as bundle:
             bundle.wait_for_state("a", "stopping")

@@ -107,7 +107,7 @@ class HupTest(NamespaceTestCase):
             self.assertNotIn(b"child SIGHUP", bundle.lines("egress"))
             self.assertEqual(bundle.lines("pipelock"), [b"ready", b"SIGTERM"])
 
-    def test_hup_is_dropped_where_egress_has_ended(self) -> None:
+    def test_hup_is_dropped_if_egress_has_ended(self) -> None:
         with Bundle([daemon("egress", "true"), daemon("other", *SIGNALS)]) as bundle:
             bundle.wait_for(b"egress exited with status 0")
             bundle.wait_for(b"[other] ready")
@@ -130,7 +130,7 @@ class HupTest(NamespaceTestCase):
             bundle.wait_for(b"[egress] ready\n", times=2)
             self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM", b"ready"])
 
-    def test_hup_is_dropped_where_egress_is_not_selected(self) -> None:
+    def test_hup_is_dropped_if_egress_is_not_selected(self) -> None:
         daemons = [daemon("egress", *SIGNALS), daemon("other", *SIGNALS)]
         with Bundle(daemons, env={"BOT_BOTTLE_SIDECAR_DAEMONS": "other"}) as bundle:
             bundle.wait_for(b"[other] ready")
@@ -140,7 +140,7 @@ class HupTest(NamespaceTestCase):
 
 
 class RestartInPlaceTest(NamespaceTestCase):
-    def test_usr1_restarts_pipelock_and_touches_nobody_else(self) -> None:
+    def test_usr1_restarts_pipelock_and_touches_no_other(self) -> None:
         names = ["egress", "pipelock", "other"]
         with Bundle([daemon(name, *SIGNALS) for name in names]) as bundle:
             bundle.wait_for(b"] ready\n", times=3)
@@ -177,7 +177,7 @@ class RestartInPlaceTest(NamespaceTestCase):
             bundle.signal(SIGUSR1)
             bundle.wait_for(b"pipelock restarted (pid ", times=2)
 
-    def test_a_pipelock_that_ignores_term_holds_up_no_other_signal_and_no_death(self) -> None:
+    def test_a_pipelock_that_ignores_term_holds_up_no_other_signal_and_no_exit(self) -> None:
         daemons = [daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS, "--stay"), daemon("other", *SLEEP)]
         with Bundle(daemons, tunables={"_GRACE_SECONDS": 0.3}) as bundle:
             bundle.wait_for(b"] ready\n", times=2)
@@ -256,7 +256,7 @@ class RowTest(NamespaceTestCase):
 
 
 class HeartbeatTest(NamespaceTestCase):
-    def test_usr2_writes_the_status_anew_and_changes_nothing_else(self) -> None:
+    def test_usr2_writes_the_status_again_and_changes_nothing_else(self) -> None:
         with Bundle([daemon("a", *SIGNALS)]) as bundle:
             bundle.wait_for(b"[a] ready")
             before = bundle.wait_for_state("a", "running")

@@ -91,7 +91,7 @@ while True:
         voice.say()
         leave(0.5)
         time.sleep(0.4)
-    elif kind == "dying" and time.monotonic() > end:
+    elif kind == "failing" and time.monotonic() > end:
         how = random.choice((0, 1, 7, 255, signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL))
         if isinstance(how, signal.Signals):
             os.kill(os.getpid(), how)
