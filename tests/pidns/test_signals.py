@@ -1,7 +1,11 @@
 """Each signal to PID 1, sent from outside the namespace as the container's engine sends it."""
 
+import fcntl
+import functools
 import os
+import pty
 import re
+import termios
 from signal import SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 from typing import Any
 
@@ -92,6 +96,35 @@ class ShutdownTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(), 0)
             self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
             self.assertEqual(bundle.log.count(b"pipelock started"), 1)
+
+
+class TerminalTest(NamespaceTestCase):
+    def test_a_supervisor_that_is_not_pid_1_shuts_down_when_its_terminal_goes_away(self) -> None:
+        """The kernel sends it a HUP then, which is not the operator's: it is not forwarded."""
+        for turn in range(5):
+            master, slave = pty.openpty()
+            with (
+                self.subTest(turn),
+                Namespace(SLEEP) as outer,
+                Bundle(
+                    [daemon("egress", *SIGNALS)],
+                    inside=outer,
+                    before_exec=functools.partial(fcntl.ioctl, slave, termios.TIOCSCTTY, 0),
+                    pass_fds=[slave],
+                ) as bundle,
+            ):
+                bundle.wait_for(b"[egress] ready\n")
+                os.close(slave)
+                os.close(master)
+                bundle.wait_for(b"sidecar-init: exiting with status 0\n")
+                self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
+
+    def test_a_supervisor_without_a_terminal_forwards_its_hup(self) -> None:
+        """The control of the one above."""
+        with Namespace(SLEEP) as outer, Bundle([daemon("egress", *SIGNALS)], inside=outer) as bundle:
+            bundle.wait_for(b"[egress] ready\n")
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"[egress] SIGHUP\n")
 
 
 class HupTest(NamespaceTestCase):
