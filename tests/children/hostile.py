@@ -1,6 +1,6 @@
 """A daemon that was taken over and looks for the secret of another: everything it can try, one after the other.
 
-hostile.py REPORT --private FILE [--setuid-cat FILE] [--gate FILE]
+hostile.py REPORT --private FILE [--setuid-cat FILE] [--gate FILE] [--user-namespace]
 
 It waits for GATE, then attacks the supervisor and egress, whom it finds in status.json. What it looks for is
 `sesame-` and 32 hexadecimal digits. REPORT gets, for each attempt, why it was refused and what it found:
@@ -29,7 +29,8 @@ from pathlib import Path
 
 CANARY = re.compile(rb"sesame-[0-9a-f]{32}")
 PTRACE_PEEKDATA, PTRACE_ATTACH, PTRACE_DETACH = 2, 16, 17
-CLONE_NEWNS, CLONE_NEWUSER, MS_BIND = 0x20000, 0x10000000, 4096
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
+MS_BIND = 4096
 PIDFD_GETFD = 438
 PERF_EVENT_OPEN, BPF = {"x86_64": (298, 321), "aarch64": (241, 280)}.get(os.uname().machine, (-1, -1))
 ENV_START, ENV_END = 47, 48  # of /proc/PID/stat, counted after the name; 0 for those who may not trace it
@@ -176,6 +177,19 @@ def user_namespace() -> bytes:
     return loot() + mount()
 
 
+def enter_user_namespace() -> str:
+    """Be in a user namespace of its own, with others that this opens, and root there; the capabilities then."""
+    uid, gid = os.getuid(), os.getgid()
+    checked(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET))
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    except PermissionError:
+        pass  # root outside needs SETFCAP to be root inside (Linux 5.12); it has all capabilities there nevertheless
+    return Path("/proc/self/status").read_text().partition("CapEff:\t")[2].partition("\n")[0]
+
+
 def chroot() -> bytes:
     os.chroot("/proc/1/root")
     return loot()
@@ -291,11 +305,18 @@ if __name__ == "__main__":
     parser.add_argument("--private", required=True)
     parser.add_argument("--setuid-cat", default="/bin/false")
     parser.add_argument("--gate")
+    parser.add_argument("--user-namespace", action="store_true")
     options = parser.parse_args()
     while options.gate and not os.path.exists(options.gate):
         time.sleep(0.005)
     targets = find_targets()
-    results = {name: outcome(attempt) for name, attempt in attempts()}
+    results: dict[str, dict[str, object]] = {}
+    if options.user_namespace:
+        try:
+            results["capabilities"] = {"refused": "", "found": [enter_user_namespace()]}
+        except OSError as error:
+            print(f"no user namespace: {error}", flush=True)
+    results |= {name: outcome(attempt) for name, attempt in attempts()}
     for name, result in results.items():
         print(f"{name}: {result['refused'] or 'not refused'}, found {len(str(result['found'])) > 2}", flush=True)
     Path(f"{options.report}.new").write_text(json.dumps(results))

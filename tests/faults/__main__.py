@@ -14,6 +14,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0, metavar="N", help="how long the chaos lasts (2)")
     parser.add_argument("--seed", type=int, metavar="S", help="repeat the random parts of a run that printed it")
     parser.add_argument("--suspend", type=float, default=3.0, metavar="SECONDS", help="how long PID 1 is stopped (3)")
+    parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="so much address space for each process")
     parser.add_argument("--only", choices=("scenarios", "chaos"), help="leave the other part out")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
@@ -21,6 +22,7 @@ def main() -> int:
         "SIDECAR_INIT_FAULTS": "1",
         "SIDECAR_INIT_SEED": str(seed),
         "SIDECAR_INIT_SUSPEND": str(options.suspend),
+        "SIDECAR_INIT_MEMORY": str(options.memory),
     }
     print(f"seed {seed}", flush=True)
     passed = failed = skipped = 0

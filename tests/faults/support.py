@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import tempfile
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.pidns import harness
 from tests.pidns.harness import PATIENCE, NamespaceTestCase
@@ -35,12 +37,21 @@ def seed() -> int:
 class Bundle(harness.Bundle):
     """One whose heartbeat is known by a new file: two within a millisecond are two."""
 
+    def __init__(self, daemons: Sequence[harness.Daemon], **options: Any) -> None:
+        super().__init__(daemons, **{"before_exec": limit_memory, **options})
+
     def catch_up(self, seconds: float = PATIENCE) -> None:
         path = self.state / "status.json"
         for _ in range(2):
             path.unlink(missing_ok=True)
             self.signal(signal.SIGUSR2)
             self.until(path.exists, seconds, "a new status.json")
+
+
+def limit_memory() -> None:
+    """Give what is started only so much address space, if the run asks for that."""
+    if mebibytes := int(os.environ.get("SIDECAR_INIT_MEMORY", "0")):
+        resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
 
 
 class Seen:

@@ -67,7 +67,7 @@ class MemoryTest(FaultTestCase):
     def test_the_daemon_that_eats_a_cgroup_of_32_mib_is_killed_and_named_and_pid_1_survives(self) -> None:
         eater = "import time\nheld = []\nwhile True: held.append(bytearray(1 << 20))"
         daemons = [daemon("eater", *PYTHON, "-c", eater), daemon("egress", *SIGNALS)]
-        with _memory_cgroup(32 << 20) as enter, Bundle(daemons, before_exec=enter) as bundle:
+        with memory_cgroup(32 << 20) as enter, Bundle(daemons, before_exec=enter) as bundle:
             event = bundle.wait_for_event("exited", "eater", 30)
             is_counted = not CGROUP_V1.exists()  # there is a counter for each cgroup in version 2 only
             self.assertEqual((event["signal"], event["oom"]), ("SIGKILL", True if is_counted else None))
@@ -251,7 +251,7 @@ time.monotonic = lambda: unshifted() + float(open({str(offset)!r}).read() or 0)
 
 
 @contextlib.contextmanager
-def _memory_cgroup(limit: int) -> Iterator[Callable[[], None]]:
+def memory_cgroup(limit: int) -> Iterator[Callable[[], None]]:
     """A cgroup with that much memory; yields what a process calls to enter it."""
     name = f"sidecar-init-test-{os.getpid()}"
     first, second = CGROUP_V1 / name, Path("/sys/fs/cgroup") / name

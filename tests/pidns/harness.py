@@ -34,6 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.pidns.naive import NAIVE
 from tests.support import CHILDREN, MODULE, T, wait_until
 
 PYTHON = [sys.executable, "-I", "-S"]
@@ -68,14 +69,19 @@ class NamespaceTestCase(unittest.TestCase):
         return path
 
     def interpreter(self) -> str:
-        """A Python that other accounts can execute; the one of the tests may be at home in /root."""
-        for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"))):
-            try:
-                subprocess.run([python, "-ISc", "import ctypes, json"], user="nobody", group="nogroup", check=True)
-            except (OSError, subprocess.CalledProcessError):
-                continue
-            return python
-        self.skipTest("no python3 that other accounts can execute")
+        return public_interpreter()
+
+
+@functools.cache
+def public_interpreter() -> str:
+    """A Python that other accounts can execute; the one of the tests may be at home in /root."""
+    for python in filter(None, (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"))):
+        try:
+            subprocess.run([python, "-ISc", "import ctypes, json"], user="nobody", group="nogroup", check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return python
+    raise unittest.SkipTest("no python3 that other accounts can execute")
 
 
 def _new_directory(mode: int) -> Path:
@@ -407,7 +413,8 @@ class Bundle(Namespace):
     """The supervisor over a table of daemons; HUP is egress's and USR1 is pipelock's, as in the shipped table.
 
     It is started as the installed script `sidecar-init` starts it, from the compiled module; `as_file` runs the file
-    itself, as an image does. `tunables` sets constants of the module first.
+    itself, as an image does. `tunables` sets constants of the module first; `without` names protections of which
+    `naive.py` takes the module's own code away.
     """
 
     def __init__(
@@ -420,6 +427,7 @@ class Bundle(Namespace):
         env: Mapping[str, str] | None = None,
         state_dir: str | None = None,
         as_file: bool = False,
+        without: str | Sequence[str] = (),
         **how: Any,
     ) -> None:
         super().__init__([], **how)
@@ -432,13 +440,16 @@ class Bundle(Namespace):
         path = self.directory / "table.toml"
         path.write_text(table(daemons, signals, secrets or {}))
         path.chmod(0o644)  # whatever our umask is
-        settings = "".join(f"module.{name}; module.{name} = {value!r}\n" for name, value in (tunables or {}).items())
-        start = [*PYTHON, str(installed() / MODULE.name)] if as_file else launcher(settings)
+        changes = "".join(f"module.{name}; module.{name} = {value!r}\n" for name, value in (tunables or {}).items())
+        missing = [without] if isinstance(without, str) else without
+        naive = "".join(f"exec({NAIVE[name]!r}, {{'module': module}})\n" for name in missing)
+        self.program = launcher(naive)  # for the commands
+        start = [*PYTHON, str(installed() / MODULE.name)] if as_file else launcher(changes + naive)
         self.argv = [*start, "--table", str(path)]
 
     def command(self, *arguments: str, seconds: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
         """Run one of the module's commands inside."""
-        return self.inside([*COMMAND, *arguments], seconds, **env)
+        return self.inside([*self.program, *arguments], seconds, **env)
 
     def lines(self, name: str) -> list[bytes]:
         """What a daemon said, line by line, without the prefix."""
