@@ -68,6 +68,7 @@ class DeniedTest(NamespaceTestCase):
                 rows = [daemon("web", *shell("sleep 1000 & sleep 1000"), user=OWNER), daemon("other", *SLEEP)]
                 bundle = Bundle(rows, signals={"USR1": {"restart": "web"}}, env={"SIDECAR_TEST_ERRNO": error})
                 with denied(bundle, call):
+                    bundle.wait_for_state("web", "running")
                     bundle.wait_for_state("other", "running")
                     bundle.signal(SIGUSR1)
                     bundle.wait_for_event("restarted", "web")

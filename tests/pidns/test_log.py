@@ -176,7 +176,7 @@ class StalledReaderTest(NamespaceTestCase):
             os.close(write_end)
             reader.finish(PATIENCE)
             *_, last = reader.data.splitlines()
-            self.assertRegex(last, rb"^sidecar-init: \d+ log lines were lost: its reader stalled$")
+            self.assertRegex(last, rb"^sidecar-init: \d+ log lines were lost: the log's reader stalled$")
 
 
 class BrokenStdoutTest(NamespaceTestCase):

@@ -20,7 +20,7 @@ from tests.pidns.harness import (
     launcher,
     shell,
 )
-from tests.support import MODULE
+from tests.support import MODULE, wait_until
 
 SIGNALS = child("signals.py")
 MANY = 500
@@ -82,7 +82,8 @@ class EnvironmentTest(NamespaceTestCase):
         """The control: the look above would find it."""
         with Namespace(shell("echo up; exec sleep 1000"), env={"MARK": "outer"}) as other:
             other.wait_for(b"up\n")
-            self.assertIn(b"MARK=outer", Path(f"/proc/{other.pid1}/environ").read_bytes().split(b"\0"))
+            environ = Path(f"/proc/{other.pid1}/environ")  # empty for a moment during the exec
+            wait_until(lambda: b"MARK=outer" in environ.read_bytes().split(b"\0"), PATIENCE, "its environment")
 
 
 class StartingTest(NamespaceTestCase):

@@ -632,7 +632,8 @@ class Apply(Reload):
     def test_one_that_has_no_handler_and_exits_is_told(self) -> None:
         self.answered(signal.SIGHUP, answered=5, pid=None, last_exit="was terminated by SIGHUP")
         self.assertEqual(
-            self.refusal("apply", "web"), "cannot apply web: it was terminated by SIGHUP at SIGHUP; see its log\n"
+            self.refusal("apply", "web"),
+            "cannot apply web: SIGHUP was delivered, and it was terminated by SIGHUP; see its log\n",
         )
 
     def both(self, first: str, second: str) -> None:
@@ -702,11 +703,14 @@ class Restart(Reload):
 
     def test_one_that_exits_before_it_is_ready_is_told_with_the_reason(self) -> None:
         self.answered(35, answered=5, ready=False, state="backoff", reason="exited with status 3")
-        self.assertEqual(self.refusal("restart", "web"), "cannot restart web: exited with status 3; see its log\n")
+        self.assertEqual(
+            self.refusal("restart", "web"),
+            "cannot confirm that web is ready: it was restarted, but exited with status 3; see its log\n",
+        )
 
     def test_one_that_does_not_become_ready_is_told(self) -> None:
         self.answered(35, answered=5, ready=False, state="starting")
-        expected = "cannot restart web: it is not ready after 0.1 s; see its log\n"
+        expected = "cannot confirm that web is ready: it was restarted, but is not ready after 0.1 s; see its log\n"
         self.assertEqual(self.refusal("restart", "web", "--timeout", "0.1"), expected)
 
     def test_a_row_without_a_signal_is_told(self) -> None:
@@ -838,7 +842,7 @@ class Plan(CommandTest):
             "ORDER  NAME  USER  PORT  AFTER  RESTART  COMMAND",
             "1      db    -     -     -      never    sleep 9",
             "2      web   -     80    db     never    sh",
-            "stop_grace_period, terminationGracePeriodSeconds: at least 10 s",
+            "the container's stop_grace_period or terminationGracePeriodSeconds must be at least 10 s",
             "ok",
         ]
         self.assertEqual(self.plan(), (0, expected))
@@ -850,7 +854,7 @@ class Plan(CommandTest):
                 for n, grace in enumerate(graces)
             )
             self.table.write_text(rows)
-            line = f"stop_grace_period, terminationGracePeriodSeconds: at least {expected} s"
+            line = f"the container's stop_grace_period or terminationGracePeriodSeconds must be at least {expected} s"
             self.assertIn(line, self.plan()[1])
 
     def test_the_table_may_come_before_the_command(self) -> None:

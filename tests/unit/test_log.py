@@ -197,7 +197,7 @@ class Bounds(LogTest):
         for number in range(7):
             log.say(f"line {number}")
         self.assertEqual(len(log._buffer), before)
-        count = b"sidecar-init: 7 log lines were lost: its reader stalled\n"
+        count = b"sidecar-init: 7 log lines were lost: the log's reader stalled\n"
         expected = filling * ((_LOG_LIMIT + _LOG_RESERVE) // 1024) + count
         received = b""
         while len(received) < len(expected):
@@ -258,7 +258,7 @@ class Close(LogTest):
         thread.join()
         text = b"".join(received)
         self.assertTrue(b"".join(LINES).startswith(text[:65536]))
-        last = b"\nsidecar-init: %d log lines were lost: its reader stalled\n" % left
+        last = b"\nsidecar-init: %d log lines were lost: the log's reader stalled\n" % left
         self.assertTrue(text.endswith(last), text[-200:])
 
     def test_without_a_reader_it_ends_all_the_same(self) -> None:
