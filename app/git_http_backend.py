@@ -46,7 +46,7 @@ _REASONS = {
     503: "Service Unavailable",
 }
 
-_HEADER = re.compile(r"(?P<name>[A-Za-z0-9!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+_HEADER = re.compile(r"(?P<name>[A-Za-z0-9!#$%&'*+.^_`|~-]+):(?P<value>[^\x00-\x08\x0a-\x1f\x7f]*)")
 # All that a smart client asks for.
 _TARGET = re.compile(
     rf"/(?P<name>{front.NAME})(?:\.git)?/"
@@ -84,7 +84,7 @@ def _understood(head: str, early: bytes) -> _Request:
         header = _HEADER.fullmatch(line)
         if header is None:
             raise BadRequest("a header that is not NAME: VALUE")
-        headers.setdefault(header["name"].lower(), []).append(header["value"])
+        headers.setdefault(header["name"].lower(), []).append(header["value"].strip(" \t"))
     is_chunked, length = _framing(headers, start["minor"] == "1")
     target = _TARGET.fullmatch(start["target"])
     if target is None or start["method"] != ("POST" if target["rpc"] else "GET"):

@@ -525,6 +525,25 @@ class Attacks(HttpCase):
             with self.subTest(head):
                 self.assertEqual(self.status(self.ask(head + b"\r\n\r\n")), 400)
 
+    def blanks(self, settings: str) -> Daemon:
+        """Send a header of many blanks and a control character to a listener with 3 s of CPU time; it begins after
+        its imports, most of which is left."""
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (3, resource.RLIM_INFINITY))"
+        daemon, self.port = self.front_end(f"{limit}; {settings}")
+        attack = b"GET /demo/info/refs HTTP/1.1\r\nA:" + b" " * 3000 + b"\x01\r\n\r\n"
+        self.client = self.connect(attack, self.port)
+        return daemon
+
+    def test_a_header_of_blanks_does_not_stop_the_listener(self) -> None:
+        self.blanks("pass")
+        self.assertEqual(self.status(self.client.recv(1 << 16)), 400)
+        self.assert_serves(self.port)
+
+    def test_control_a_header_of_blanks_stops_a_listener_that_tries_each_of_them(self) -> None:
+        trying = r"(?P<name>[A-Za-z]+):[ \t]*(?P<value>[^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*"
+        daemon = self.blanks(f"import re; program._HEADER = re.compile({trying!r})")
+        self.assertEqual(daemon.process.wait(60), -signal.SIGXCPU)
+
     def test_chunks_that_can_be_read_in_two_ways_or_never_end_are_refused(self) -> None:
         for body in (  # "00", of which git makes nothing until more comes
             b"2\n00\n0\n\n",
