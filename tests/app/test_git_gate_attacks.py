@@ -25,6 +25,7 @@ NO_PEELING = (HOOK, "update.new + '^{object}'", "update.new")
 NO_LOOK_AT_SURPLUS = (SCAN, "    refuse_what_is_not_reachable(arrived.difference(reachable))\n", "")
 NO_NAMES_IN_TREES = (SCAN, "objects(new.trees)", "objects([])")
 NO_LOOK_AT_SIGNED = (HOOK, "        refuse_signed_push()\n", "")
+NO_LOOK_AT_NULS = (SCAN, "        if not line:  #", "        if False:  #")
 NO_PERMISSIONS = (HOOK, "        check_permission(update)\n", "        pass\n")
 
 
@@ -349,6 +350,26 @@ class SecretsInPieces(Attack):
         self.find_keys()
         self.gate((SCAN, "-U{_CONTEXT_LINES}", "-U0"))
         self.assertEqual(self.halves().returncode, 0)
+        self.assertTrue(self.world.holds(self.upstream, self.key))
+
+    def between_nuls(self) -> subprocess.CompletedProcess[str]:
+        """Push a key with so many NULs behind each line that the scan reads a piece of nothing but NULs."""
+        key = private_key(1600).splitlines()
+        self.key = key[5]
+        filler = [f"filler text line {number:04}" for number in range(4500)]
+        self.world.commit(self.work, {"key.bin": "\n".join(filler + [f"{line}\n" + "\0" * 70_000 for line in key])})
+        return self.push("main")
+
+    def test_a_key_with_many_nuls_between_its_lines(self) -> None:
+        self.find_keys()
+        self.gate()
+        self.assertIn("private-key (REDACTED)", self.between_nuls().stderr)
+        self.assertFalse(self.world.holds(self.upstream, self.key))
+
+    def test_control_a_key_with_many_nuls_between_its_lines_goes_upstream(self) -> None:
+        self.find_keys()
+        self.gate(NO_LOOK_AT_NULS)
+        self.assertEqual(self.between_nuls().returncode, 0)
         self.assertTrue(self.world.holds(self.upstream, self.key))
 
     def test_a_key_that_the_removal_of_a_line_completes(self) -> None:
