@@ -211,6 +211,8 @@ def check_form(request: http.Request) -> None:
         raise Refusal(403, "control characters in a header")
     if request.headers.get("transfer-encoding", "chunked").lower() != "chunked":
         raise Refusal(400, "the only transfer coding is chunked")  # servers disagree about "gzip, chunked"
+    if any(value.lower() != "100-continue" for value in request.headers.get_all("expect")):
+        raise Refusal(417, "the only expectation is 100-continue")
     if request.method == "CONNECT" and request.data.method != b"CONNECT":
         raise Refusal(400, "CONNECT is written in upper case")
     if any(is_odd_spelling(name) for name in request.headers):

@@ -257,6 +257,18 @@ class TokenTests(EgressTestCase):
             with self.subTest(header):
                 self.assert_refused(self.egress.get("open.example.test", "/", header), 403, "frames the request")
 
+    def test_expectation_other_than_to_continue_is_refused(self) -> None:
+        for lines in (
+            ("Expect: something",),
+            ("Expect: 100-continue, something",),
+            ("Expect: 100-continue", "Expect: something"),
+            ("Expect:",),
+            ("expect: 200-ok",),
+        ):
+            with self.subTest(lines):
+                self.assert_refused(self.egress.get("open.example.test", "/", *lines), 417, "the only expectation")
+        self.assertEqual(200, self.egress.get("open.example.test", "/", "X-Expect: something")[0])
+
     def test_connection_header_names_no_header_of_the_request(self) -> None:
         names = "close, Authorization, X-Forwarded-For, Content-Length, keep-alive"
         self.assertEqual(200, self.egress.get("api.example.test", "/", f"Connection: {names}")[0])
