@@ -611,6 +611,13 @@ class BrokenTests(EgressTestCase):
         self.assertIn("egress: 500, RuntimeError while", egress.log())
         self.assert_no_token_in(egress.log())
 
+    def test_control_without_the_check_of_its_form_a_request_takes_any_expectation_along(self) -> None:
+        egress = self.new_egress()
+        egress.patch("def check_form(request): pass")
+        egress.start()
+        self.assertEqual(200, egress.get("open.example.test", "/", "Expect: something")[0])
+        self.assertEqual(["something"], self.upstream.requests[-1].all("expect"))
+
     def test_exception_that_escapes_the_hook_refuses_too(self) -> None:
         egress = self.new_egress()
         egress.patch("def say(text): raise RuntimeError('no log')\nEgress.reload = lambda self: None")
