@@ -16,6 +16,7 @@
 : "${GIT_GATE_PUSH_REFS:=1000}"                          # branches and tags in one push
 : "${GIT_GATE_OBJECT_MIB:=32}"                           # one file, directory, commit or tag, not compressed
 : "${GIT_GATE_FILE_LINES:=1000000}"                      # lines of one file
+: "${GIT_GATE_UNPACK_SECONDS:=300}"                      # CPU time of each process of git that unpacks
 : "${GIT_GATE_SCAN_MIB:=1024}"                           # memory of each process of a scan
 : "${GIT_GATE_SCANS:=2}"                                 # scans at the same time, of all mirrors
 : "${GIT_GATE_SCAN_SECONDS:=600}"                        # the wait for a place among these, and then the scan
@@ -24,7 +25,7 @@ GIT_GATE_SSH_KEY_COPY=$GIT_GATE_RUN/id
 export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_RUN GIT_GATE_KNOWN_HOSTS GIT_GATE_SSH_KEY_COPY
 export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SYNC_SECONDS
 export GIT_GATE_PUSH_MIB GIT_GATE_PUSH_REFS GIT_GATE_OBJECT_MIB GIT_GATE_FILE_LINES
-export GIT_GATE_SCAN_MIB GIT_GATE_SCANS GIT_GATE_SCAN_SECONDS GIT_GATE_PUSH_SECONDS
+export GIT_GATE_UNPACK_SECONDS GIT_GATE_SCAN_MIB GIT_GATE_SCANS GIT_GATE_SCAN_SECONDS GIT_GATE_PUSH_SECONDS
 
 # git passes over a hook that is missing or not executable, and takes the push: without the hook, no service.
 if ! [ -x "$GIT_GATE_APP/git_gate_hooks/pre-receive" ]; then
@@ -66,6 +67,8 @@ setting gc.auto 0
 setting maintenance.auto false
 setting receive.autogc false
 setting receive.fsckObjects true
+setting receive.unpackLimit 1                  # keep packs: loose objects are no deltas, and may be far larger
+setting pack.threads 1                         # a push or a fetch keeps one processor busy, not all
 setting receive.shallowUpdate false
 setting receive.maxInputSize "${GIT_GATE_PUSH_MIB}m"
 setting receive.denyDeleteCurrent ignore       # else git refuses after upstream has already deleted it

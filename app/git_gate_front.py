@@ -48,7 +48,13 @@ MAX_FETCH_REQUEST = 16 << 20  # git remembers each line of it; this is room for 
 MAX_PUSH_COMMANDS = 4 << 20  # what comes before the pack; git remembers these as well
 PIECE = 1 << 16
 
-_SERVICE = '. "$GIT_GATE_APP/git_gate_env.sh"; exec git "$@"'
+# A small pack may take long to unpack, and git completes it by the bases of its deltas, which may be large.
+_SERVICE = """. "$GIT_GATE_APP/git_gate_env.sh"
+if [ "$1" = receive-pack ]; then
+    ulimit -S -t "$GIT_GATE_UNPACK_SECONDS" && ulimit -S -f $((GIT_GATE_PUSH_MIB * 2048)) || exit
+fi
+exec git "$@"
+"""
 _ACCEPTS_A_TURN = 64
 
 # No "/", no leading dot, no "%": nothing in a name can leave the directory of the mirrors.
@@ -364,7 +370,8 @@ def start_git(request: Request, peer: Peer, protocol: str, *options: str) -> sub
 
 def _environment(peer: Peer) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "GIT_PROTOCOL"}
-    return inherited | {"GIT_GATE_APP": APP, "GIT_GATE_ROOT": str(ROOT), "REMOTE_ADDR": peer.address}
+    places = {"GIT_GATE_APP": APP, "GIT_GATE_ROOT": str(ROOT)}
+    return inherited | places | {"REMOTE_ADDR": peer.address}
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -165,6 +165,13 @@ def limit_memory(mebibytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (mebibytes << 20, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
+def unlimit_unpacking() -> None:
+    """What is left of a push has limits of its own, and git's fetches have none."""
+    for limit in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
+        hard = resource.getrlimit(limit)[1]
+        resource.setrlimit(limit, (hard, hard))
+
+
 def unlimit_memory() -> None:
     """Upstream is trusted, and its repository may be large."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]

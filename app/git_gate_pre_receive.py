@@ -57,6 +57,7 @@ class Update(NamedTuple):
 
 def main() -> int:
     try:
+        mirror.unlimit_unpacking()
         refuse_signed_push()
         updates = read_updates()
         mirror.limit_memory(int(os.environ["GIT_GATE_SCAN_MIB"]))

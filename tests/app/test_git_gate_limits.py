@@ -24,6 +24,8 @@ NO_LINES = (SCAN, "> most_lines:", "> 1 << 60:")
 NO_MEMORY_LIMIT = (HOOK, '        mirror.limit_memory(int(os.environ["GIT_GATE_SCAN_MIB"]))\n', "")
 NO_ALLOCATION_LIMIT = ("git_gate_env.sh", "GIT_ALLOC_LIMIT=$((GIT_GATE_SCAN_MIB / 4))m", "GIT_ALLOC_LIMIT=0")
 NO_LIMIT_OF_SCANS = (HOOK, "while not any(is_locked_now(candidate) for candidate in candidates):", "while False:")
+LOOSE_OBJECTS = ("git_gate_env.sh", "setting receive.unpackLimit 1 ", "setting receive.unpackLimit 100 ")
+NO_LIMIT_OF_FILES = ("git_gate_front.py", " && ulimit -S -f $((GIT_GATE_PUSH_MIB * 2048))", "")
 NO_COMMON_FETCH = (MIRROR, "return fetches_begun(counter) != before", "return False")
 
 
@@ -112,6 +114,79 @@ class LimitsOfAPush(Attack):
         self.assertIn("attempting to allocate", self.unpack(pack))
         self.assertNotIn("refs/heads/x", self.world.refs(self.mirror))
 
+    def small_pack_of_large_files(self, files: int, mebibytes: int) -> bytes:
+        """Each is the same 64 KiB again and again, and four bytes of its own."""
+        before = os.urandom(1 << 16)
+        hashed = subprocess.run(["git", "hash-object", "--stdin"], input=before, capture_output=True, check=True)
+        base = bytes.fromhex(hashed.stdout.decode().strip())
+        entries = [git_wire.entry(3, len(before), before)]
+        for number in range(files):
+            delta = varint(len(before)) + varint((mebibytes << 20) + 4)
+            delta += b"\x80" * (mebibytes << 4) + b"\x04" + number.to_bytes(4, "big")
+            entries.append(git_wire.entry(7, len(delta), delta, base))
+        return git_wire.pack(entries)
+
+    def written(self, pack: bytes) -> int:
+        """The bytes of the mirror's objects and of those of the push, after git has unpacked it and before its end."""
+        with (self.world.mirrors / ".scan-0").open("ab") as place:
+            fcntl.flock(place, fcntl.LOCK_EX)
+            pushing = threading.Thread(
+                target=self.wire, args=((NOTHING, self.base, "refs/heads/x"),), kwargs={"pack": pack}
+            )
+            pushing.start()
+            try:
+                wait_until(lambda: is_held(self.world.mirrors / ".scan-next"), 60, "the push that waits for its scan")
+                files = [path for path in (self.mirror / "objects").rglob("*") if path.is_file()]
+                return sum(path.stat().st_size for path in files)
+            finally:
+                fcntl.flock(place, fcntl.LOCK_UN)
+                pushing.join()
+
+    def test_a_small_pack_takes_little_of_the_disk(self) -> None:
+        self.gate(GIT_GATE_SCANS="1")
+        self.assertLess(self.written(self.small_pack_of_large_files(8, 16)), 1 << 20)
+
+    def test_control_unpacked_to_loose_objects_a_small_pack_takes_much_of_the_disk(self) -> None:
+        self.gate(LOOSE_OBJECTS, GIT_GATE_SCANS="1")
+        self.assertGreater(self.written(self.small_pack_of_large_files(8, 16)), 100 << 20)
+
+    def change_of_a_large_file(self) -> subprocess.CompletedProcess[str]:
+        """A push of a few bytes, which git completes by the file that they are a change of."""
+        self.world.git("push", "--quiet", str(self.upstream), "main", cwd=self.work)
+        content = (self.work / "large").read_bytes()
+        self.world.commit(self.work, {"large": content + b"end\n"})
+        return self.push("main")
+
+    def test_what_completes_a_small_pack_is_limited_too(self) -> None:
+        self.world.commit(self.work, {"large": os.urandom(4 << 20)})
+        self.gate(GIT_GATE_PUSH_MIB="1")
+        done = self.change_of_a_large_file()
+        self.assertIn("index-pack", done.stderr)
+        self.assertNotEqual(done.returncode, 0)
+        head = self.world.git("rev-parse", "HEAD", cwd=self.work)
+        self.assertNotIn(head, "".join(self.world.both()))
+
+    def test_control_without_a_limit_of_what_git_writes_it_is_completed(self) -> None:
+        self.world.commit(self.work, {"large": os.urandom(4 << 20)})
+        self.gate(NO_LIMIT_OF_FILES, GIT_GATE_PUSH_MIB="1")
+        done = self.change_of_a_large_file()
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_a_small_pack_that_takes_long_to_unpack(self) -> None:
+        self.gate(GIT_GATE_UNPACK_SECONDS="1")
+        self.assertIn("index-pack", self.wire_surplus(self.small_pack_of_large_files(100, 30)))
+
+    def test_control_with_more_time_it_is_unpacked_and_scanned(self) -> None:
+        self.gate(GIT_GATE_UNPACK_SECONDS="300")
+        self.assertIn("belong to no branch or tag", self.wire_surplus(self.small_pack_of_large_files(100, 30)))
+
+    def wire_surplus(self, pack: bytes) -> str:
+        return self.wire((NOTHING, self.base, "refs/heads/x"), pack=pack)
+
+
+def is_held(lock: Path) -> bool:
+    return subprocess.run(["flock", "--nonblock", str(lock), "true"]).returncode == 1
+
 
 def varint(number: int) -> bytes:
     digits = [number & 0x7F]
@@ -148,13 +223,9 @@ class ScansAtTheSameTime(Attack):
     def scans(self) -> int:
         return len(list(self.world.dir.glob("scanning.*")))
 
-    def is_held(self, name: str) -> bool:
-        command = ["flock", "--nonblock", str(self.world.mirrors / name), "true"]
-        return subprocess.run(command).returncode == 1
-
     def test_a_scan_waits_for_a_place(self) -> None:
         self.start()
-        wait_until(lambda: self.is_held(".scan-next"), 30, "the second push that waits")
+        wait_until(lambda: is_held(self.world.mirrors / ".scan-next"), 30, "the second push that waits")
         self.assertEqual(self.scans(), 1)
         self.busy.unlink()
         self.assertEqual([push.wait(60) for push in self.pushes], [0, 0])
