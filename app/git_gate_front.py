@@ -371,7 +371,7 @@ def start_git(request: Request, peer: Peer, protocol: str, *options: str) -> sub
 def _environment(peer: Peer) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "GIT_PROTOCOL"}
     places = {"GIT_GATE_APP": APP, "GIT_GATE_ROOT": str(ROOT)}
-    return inherited | places | {"REMOTE_ADDR": peer.address}
+    return inherited | places | {"REMOTE_ADDR": peer.address, "GIT_GATE_PEER": peer.network}
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

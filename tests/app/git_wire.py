@@ -57,9 +57,9 @@ def entry(kind: int, size: int, content: bytes, before: bytes = b"") -> bytes:
     return bytes(header) + before + zlib.compress(content)
 
 
-def push(port: int, request: bytes, repository: str = "demo") -> str:
+def push(port: int, request: bytes, repository: str = "demo", sender: str = "127.0.0.1") -> str:
     """What the gate says to the request."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(sender, 0)) as connection:
         connection.sendall(pkt_line(f"git-receive-pack /{repository}\0host=127.0.0.1\0".encode()))
         stream = connection.makefile("rb")
         while (size := int(stream.read(4), 16)) != 0:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,6 +24,7 @@ NO_LINES = (SCAN, "> most_lines:", "> 1 << 60:")
 NO_MEMORY_LIMIT = (HOOK, '        mirror.limit_memory(int(os.environ["GIT_GATE_SCAN_MIB"]))\n', "")
 NO_ALLOCATION_LIMIT = ("git_gate_env.sh", "GIT_ALLOC_LIMIT=$((GIT_GATE_SCAN_MIB / 4))m", "GIT_ALLOC_LIMIT=0")
 NO_LIMIT_OF_SCANS = (HOOK, "while not any(is_locked_now(candidate) for candidate in candidates):", "while False:")
+NO_TURNS_OF_A_PEER = (HOOK, '/.scan-of-{peer()}")), fcntl.LOCK_EX)', '/.scan-of-{peer()}")), fcntl.LOCK_SH)')
 LOOSE_OBJECTS = ("git_gate_env.sh", "setting receive.unpackLimit 1 ", "setting receive.unpackLimit 100 ")
 NO_LIMIT_OF_FILES = ("git_gate_front.py", " && ulimit -S -f $((GIT_GATE_PUSH_MIB * 2048))", "")
 NO_COMMON_FETCH = (MIRROR, "return fetches_begun(counter) != before", "return False")
@@ -198,7 +199,7 @@ def varint(number: int) -> bytes:
 
 @needs_the_real_programs
 class ScansAtTheSameTime(Attack):
-    def start(self, *without: tuple[str, str, str]) -> None:
+    def start(self, *without: tuple[str, str, str], scans: int = 1) -> None:
         """A gate whose scans go on for as long as a file is there, and two pushes, the second after the first."""
         self.busy = self.world.dir / "busy"
         self.busy.touch()
@@ -206,7 +207,7 @@ class ScansAtTheSameTime(Attack):
         wait = f"touch {self.world.dir}/scanning.$$; while [ -e {self.busy} ]; do sleep 0.05; done"
         program.write_text(f'#!/bin/sh\n{wait}\nexec {GITLEAKS} "$@"\n')
         program.chmod(0o755)
-        self.gate(*without, GIT_GATE_GITLEAKS=str(program), GIT_GATE_SCANS="1")
+        self.gate(*without, GIT_GATE_GITLEAKS=str(program), GIT_GATE_SCANS=str(scans))
         self.pushes = [self.start_push("first")]
         wait_until(lambda: self.scans() == 1, 30, "the first scan")
         self.pushes.append(self.start_push("second"))
@@ -224,15 +225,51 @@ class ScansAtTheSameTime(Attack):
         return len(list(self.world.dir.glob("scanning.*")))
 
     def test_a_scan_waits_for_a_place(self) -> None:
-        self.start()
+        self.start(NO_TURNS_OF_A_PEER)
         wait_until(lambda: is_held(self.world.mirrors / ".scan-next"), 30, "the second push that waits")
         self.assertEqual(self.scans(), 1)
         self.busy.unlink()
         self.assertEqual([push.wait(60) for push in self.pushes], [0, 0])
 
     def test_control_without_places_both_scan_at_the_same_time(self) -> None:
-        self.start(NO_LIMIT_OF_SCANS)
+        self.start(NO_LIMIT_OF_SCANS, NO_TURNS_OF_A_PEER)
         wait_until(lambda: self.scans() == 2, 30, "the second scan")
+
+    def push_of_another_peer(self) -> None:
+        commit = self.world.commit(self.work, {"third": "a\n"})
+        names = self.world.git("rev-list", "--objects", "--no-object-names", f"{self.base}..", cwd=self.work).split()
+        request = git_wire.commands((NOTHING, commit, "refs/heads/third")) + self.pack(*names)
+        pushing = threading.Thread(
+            target=git_wire.push, args=(self.world.git_port, request), kwargs={"sender": "127.0.0.2"}
+        )
+        pushing.start()
+        self.addCleanup(pushing.join)
+        self.addCleanup(self.busy.unlink, missing_ok=True)  # before that
+
+    def waiting_for_a_peers_turn(self) -> int:
+        """How many processes have such a lock or wait for it."""
+        having = set()
+        for file in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):
+                if "/.scan-of-" in str(file.readlink()):
+                    having.add(file.parts[2])
+        return len(having)
+
+    def test_a_peer_with_many_pushes_leaves_a_place_to_others(self) -> None:
+        self.start(scans=2)
+        wait_until(lambda: self.waiting_for_a_peers_turn() == 2, 30, "the second push")
+        self.push_of_another_peer()
+        wait_until(lambda: self.scans() == 2, 30, "the scan of the other peer's push")
+        wait_until(lambda: self.waiting_for_a_peers_turn() == 3, 30, "all three pushes")
+        self.busy.unlink()
+        self.assertEqual([push.wait(60) for push in self.pushes], [0, 0])
+
+    def test_control_without_turns_a_peer_with_many_pushes_takes_all_places(self) -> None:
+        self.start(NO_TURNS_OF_A_PEER, scans=2)
+        wait_until(lambda: self.scans() == 2, 30, "two scans of one peer")
+        self.push_of_another_peer()
+        wait_until(lambda: is_held(self.world.mirrors / ".scan-next"), 30, "the push that waits")
+        self.assertEqual(self.scans(), 2)
 
     def test_a_scan_does_not_wait_for_ever(self) -> None:
         self.gate(GIT_GATE_SCANS="1", GIT_GATE_SCAN_SECONDS="2")
