@@ -301,10 +301,8 @@ class TextFeed:
     def write(self, line: bytes) -> None:
         """A line or a part of one."""
         line = line.replace(b"\0", b"")  # makes UTF-16 of ASCII readable, which some editors write
-        if not line:  # a piece of NULs: the line end that follows it must not make an empty line
-            return
-        if self._at_line_start and line.isspace() and line.endswith(b"\n"):
-            self._its_line += 1
+        if self._at_line_start and not line.strip():  # an empty line, or the first part of what may be one
+            self._its_line += line.endswith(b"\n")
             return
         for start in range(0, len(line), _LONGEST_PART):
             self._write_part(line[start : start + _LONGEST_PART])

@@ -25,8 +25,10 @@ NO_PEELING = (HOOK, "update.new + '^{object}'", "update.new")
 NO_LOOK_AT_SURPLUS = (SCAN, "    refuse_what_is_not_reachable(arrived.difference(reachable))\n", "")
 NO_NAMES_IN_TREES = (SCAN, "objects(new.trees)", "objects([])")
 NO_LOOK_AT_SIGNED = (HOOK, "        refuse_signed_push()\n", "")
-NO_LOOK_AT_NULS = (SCAN, "        if not line:  #", "        if False:  #")
+NO_LOOK_AT_BLANKS = (SCAN, "and not line.strip():", r'and line.isspace() and line.endswith(b"\n"):')
 NO_PERMISSIONS = (HOOK, "        check_permission(update)\n", "        pass\n")
+
+BLANKS = ("\0" * 70_000, " " + "\0" * 70_001)
 
 
 class Attack(unittest.TestCase):
@@ -352,25 +354,30 @@ class SecretsInPieces(Attack):
         self.assertEqual(self.halves().returncode, 0)
         self.assertTrue(self.world.holds(self.upstream, self.key))
 
-    def between_nuls(self) -> subprocess.CompletedProcess[str]:
-        """Push a key with so many NULs behind each line that the scan reads a piece of nothing but NULs."""
+    def between_blanks(self, blanks: str) -> subprocess.CompletedProcess[str]:
+        """Push a key with so many NULs or blanks after each line that the scan reads them in more than one part."""
         key = private_key(1600).splitlines()
         self.key = key[5]
+        self.world.git("reset", "--quiet", "--hard", self.base, cwd=self.work)
         filler = [f"filler text line {number:04}" for number in range(4500)]
-        self.world.commit(self.work, {"key.bin": "\n".join(filler + [f"{line}\n" + "\0" * 70_000 for line in key])})
-        return self.push("main")
+        self.world.commit(self.work, {"key.bin": "\n".join(filler + [f"{line}\n" + blanks for line in key])})
+        return self.push(f"main:refs/heads/{len(blanks)}")
 
-    def test_a_key_with_many_nuls_between_its_lines(self) -> None:
+    def test_a_key_with_many_blanks_between_its_lines(self) -> None:
         self.find_keys()
         self.gate()
-        self.assertIn("private-key (REDACTED)", self.between_nuls().stderr)
-        self.assertFalse(self.world.holds(self.upstream, self.key))
+        for blanks in BLANKS:
+            with self.subTest(blanks[:2]):
+                self.assertIn("private-key (REDACTED)", self.between_blanks(blanks).stderr)
+                self.assertFalse(self.world.holds(self.upstream, self.key))
 
-    def test_control_a_key_with_many_nuls_between_its_lines_goes_upstream(self) -> None:
+    def test_control_a_key_with_many_blanks_between_its_lines_goes_upstream(self) -> None:
         self.find_keys()
-        self.gate(NO_LOOK_AT_NULS)
-        self.assertEqual(self.between_nuls().returncode, 0)
-        self.assertTrue(self.world.holds(self.upstream, self.key))
+        self.gate(NO_LOOK_AT_BLANKS)
+        for blanks in BLANKS:
+            with self.subTest(blanks[:2]):
+                self.assertEqual(self.between_blanks(blanks).returncode, 0)
+                self.assertTrue(self.world.holds(self.upstream, self.key))
 
     def test_a_key_that_the_removal_of_a_line_completes(self) -> None:
         self.find_keys()
