@@ -204,10 +204,8 @@ class _Supervisor:
         self._launcher.reports.take_turns()
         self._pipes.take_turns(self._log.has_room)
         self._log.flush()
-        signals = self._inbox.take(readable) if self._inbox else []
-        if signal.SIGCHLD in signals or not self._inbox:
-            self._reap()
-        for number in signals:
+        signals = self._inbox.take(readable) if self._inbox else [signal.SIGCHLD]
+        for number in sorted(signals, key=lambda number: number != signal.SIGCHLD):  # exits come first
             try:
                 self._handle_signal(number)
             except Exception as error:  # the others must not be lost
@@ -308,8 +306,8 @@ class _Supervisor:
                 return
             if pid == 0:
                 return
-            self._launcher.reaped(pid, status)
-            self._log.flush()
+            if not os.WIFSTOPPED(status):  # else it has made us its tracer (PTRACE_TRACEME), and stopped
+                self._launcher.reaped(pid, status)
             self._state.has_news = True  # an orphan may have been the last of a group that is waited for
         signal.raise_signal(signal.SIGCHLD)  # there may be more: the next turn goes on
 
@@ -317,7 +315,9 @@ class _Supervisor:
         action, target = _SIGNALS.get(_signal_name(number)[3:], ("", ""))
         if 0 <= (row := number - _FIRST_ROW_SIGNAL) < len(_DAEMONS):
             action, target = "restart", _DAEMONS[row].name
-        if number == signal.SIGINT and self._shutdown:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGINT and self._shutdown:
             self._shutdown.at_once = True
         elif number in (signal.SIGTERM, signal.SIGINT):
             self.request_shutdown(_signal_name(number))
@@ -1059,7 +1059,7 @@ class _Process:
                 end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 end = None
-            if end:
+            if end and end.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):  # a traced one may have stopped
                 self.returncode = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         return self.returncode
 
@@ -1141,7 +1141,7 @@ class _Readiness:
         self.deadline = _NEVER
         if "port" in self._awaited:
             self._look_at_port()
-            self.deadline = now - now % _POLL_INTERVAL + _POLL_INTERVAL  # all daemons look in one turn of the loop
+            self.deadline = now - now % self._ports.interval + self._ports.interval  # all look in one turn of the loop
         if "ready" in self._awaited:
             self._look_at_command(now)
             self.deadline = min(self.deadline, self._try_at)
@@ -1684,6 +1684,7 @@ class _Ports:
 
     def __init__(self, kernel: _Kernel) -> None:
         self._sockets: dict[int, frozenset[int]] | None = None
+        self.interval = _POLL_INTERVAL  # between two looks
         try:
             self._netlink = kernel.netlink(4)  # NETLINK_SOCK_DIAG
             self._tables = []
@@ -1698,10 +1699,12 @@ class _Ports:
     def sockets(self, port: int) -> frozenset[int]:
         """The inodes of the sockets that listen on `port`."""
         if self._sockets is None:
+            began = time.monotonic()
             found: dict[int, set[int]] = {}
             for number, inode in self._by_netlink() if self._netlink >= 0 else self._by_tables():
                 found.setdefault(number, set()).add(inode)
             self._sockets = {number: frozenset(inodes) for number, inodes in found.items()}
+            self.interval = max(_POLL_INTERVAL, 20 * (time.monotonic() - began))  # a daemon may open very many
         return self._sockets.get(port, frozenset())
 
     def _by_netlink(self) -> Iterator[tuple[int, int]]:

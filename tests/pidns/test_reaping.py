@@ -5,7 +5,18 @@ import random
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
-from tests.pidns.harness import PATIENCE, SLEEP, Bundle, Namespace, NamespaceTestCase, child, daemon, shell
+from tests.pidns.harness import (
+    PATIENCE,
+    PYTHON,
+    SLEEP,
+    Bundle,
+    Namespace,
+    NamespaceTestCase,
+    Process,
+    child,
+    daemon,
+    shell,
+)
 from tests.support import wait_until
 
 ORPHANS = 1000
@@ -85,6 +96,29 @@ class EndTest(NamespaceTestCase):
             bundle.wait_for(b"[tree] grown\n")
             os.killpg(bundle.host_pid(bundle.daemon("tree")["pid"]), SIGKILL)
             self.assertEqual(bundle.exit(), 137)
+
+
+TRACED = """
+import ctypes, os, signal, time
+ctypes.CDLL(None).ptrace(0, 0, 0, 0)  # PTRACE_TRACEME: its parent, PID 1, is its tracer now
+print("traced", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+class TracedTest(NamespaceTestCase):
+    def test_a_daemon_that_makes_pid_1_its_tracer_and_stops_is_still_noticed_when_it_exits(self) -> None:
+        with Bundle([daemon("web", *PYTHON, "-c", TRACED, restart="always"), daemon("other", *SLEEP)]) as bundle:
+            bundle.wait_for(b"[web] traced\n")
+            pid = bundle.host_pid(bundle.daemon("web")["pid"])
+            bundle.until(lambda: Process(pid).state in "tT", PATIENCE, "web is stopped")
+            bundle.catch_up()
+            os.kill(pid, SIGKILL)
+            bundle.wait_for(b"web was terminated by SIGKILL")
+            bundle.wait_for(b"[web] traced\n", times=2)
+            bundle.signal(SIGTERM)
+            bundle.exit()
+            self.assertNotIn(b"internal error", bundle.log)
 
 
 def _inherited(bundle: Bundle) -> int:

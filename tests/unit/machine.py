@@ -167,7 +167,7 @@ class Process(_Process):
 
 class Ports(_Ports):
     def __init__(self, system: System) -> None:
-        self._system = system
+        self._system, self.interval = system, sidecar_init._POLL_INTERVAL
 
     def forget(self) -> None:
         pass
