@@ -59,7 +59,7 @@ module._Directory.replace = replace
 """,
     # Made when there is something to write for the second time: some daemon runs by then.
     "state-directory-first": """
-import os
+import os, time
 class Later:
     def __init__(self, path, log):
         self.path, self.opened, self.writes = path, None, 0
@@ -68,6 +68,10 @@ class Later:
     def replace(self, name, contents):
         self.writes += 1
         if self.writes > 1:
+            for _ in range(500):  # as slow as a machine may be
+                if os.path.exists(self.path):
+                    break
+                time.sleep(0.01)
             os.makedirs(self.path, exist_ok=True)
             with open(f"{self.path}/{name}.new", "wb") as file:
                 file.write(contents)
