@@ -406,7 +406,7 @@ def _bundle_events(arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     count, daemon = arguments.get("count", 20), arguments.get("daemon")
     if type(count) is not int or not 1 <= count <= _MAX_EVENTS:
         raise _ToolError(f"cannot take this count: it must be an integer from 1 to {_MAX_EVENTS}")
-    if not isinstance(daemon, str | None):
+    if not isinstance(daemon, str | None) or len(daemon or "") > 64:  # re would keep a long one, compiled
         raise _ToolError("cannot take this daemon: it must be a name, as bundle_status shows them")
     # An event of another daemon need not be parsed, and there may be thousands.
     its_name = None if daemon is None else re.compile(rb'"daemon" *: *' + re.escape(json.dumps(daemon).encode()))

@@ -310,7 +310,7 @@ class Tools(SuperviseTestCase):
         for count in counts:
             with self.subTest(count=count):
                 self.assert_tool_error(self.tool("bundle_events", count=count), "an integer from 1 to 200")
-        daemons: tuple[object, ...] = (1, ["egress"], {}, True)
+        daemons: tuple[object, ...] = (1, ["egress"], {}, True, "x" * 65)
         for daemon in daemons:
             with self.subTest(daemon=daemon):
                 self.assert_tool_error(self.tool("bundle_events", daemon=daemon), "cannot take this daemon")
