@@ -3,7 +3,7 @@
 import os
 import random
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGTERM
 
 from tests.pidns.harness import (
     PATIENCE,
@@ -23,6 +23,18 @@ ORPHANS = 1000
 
 
 class OrphanTest(NamespaceTestCase):
+    def test_more_orphans_than_one_turn_reaps_leave_no_zombie(self) -> None:
+        """They exit while PID 1 is suspended, so that one SIGCHLD stands for all of them."""
+        gate = self._gate()
+        with Bundle([daemon("a", *child("orphans.py", 2 * ORPHANS, gate))]) as bundle:
+            bundle.wait_for(b"[a] orphaned\n", 3 * PATIENCE)
+            bundle.suspend()
+            gate.write_text("exit\n")
+            zombies = lambda: sum(one.state == "Z" for one in bundle.processes().values())  # noqa: E731
+            wait_until(lambda: zombies() == 2 * ORPHANS, 3 * PATIENCE, "all have exited")
+            bundle.signal(SIGCONT)
+            wait_until(lambda: len(bundle.processes()) == 1, PATIENCE, "only the daemon is left")
+
     def test_1000_orphans_that_exit_at_once_leave_no_zombie(self) -> None:
         gate = self._gate()
         with Bundle([daemon("a", *child("orphans.py", ORPHANS, gate))]) as bundle:

@@ -1,0 +1,50 @@
+"""What one daemon can make much of does not keep the supervisor from the others: rows, sockets, small writes."""
+
+from __future__ import annotations
+
+import itertools
+import unittest
+from unittest import mock
+
+import sidecar_init
+from sidecar_init import _DaemonSpec, _Kernel, _Output, _Ports, _Watch
+from tests.unit.machine import MachineTest
+from tests.unit.support import NO_SECRETS, UnitTest
+
+
+class Rows(MachineTest):
+    def test_the_last_one_has_its_turn_even_if_each_turn_is_over_after_one_daemon(self) -> None:
+        self.patch("_TURN_SECONDS", -1.0)
+        waiting = [_DaemonSpec(f"web-{number}", ["web"], after=["job"]) for number in range(3)]
+        self.supervise(*waiting, _DaemonSpec("job", ["job"], oneshot=True))
+        self.happen("start")
+        for _ in range(20):
+            self.happen("turn")
+        self.assertIn("job", self.system.started)
+
+
+class SmallWrites(UnitTest):
+    def test_a_pipe_that_gives_one_byte_a_read_is_not_drained_for_long(self) -> None:
+        _, writer = self.pipe()
+        log = sidecar_init._Log(writer, NO_SECRETS)
+        if log.fd != writer:
+            self.close_later(log.fd)
+        output = _Output(_DaemonSpec("web", ["web"]), log, _Watch())
+        output.writer()
+        self.addCleanup(output.close)
+        with mock.patch.object(output, "_read", side_effect=itertools.repeat(1)) as read:
+            output.drain()
+        self.assertLessEqual(read.call_count, sidecar_init._LOG_LIMIT // 4096)
+
+
+class Sockets(UnitTest):
+    def test_looks_that_take_long_are_made_less_often(self) -> None:
+        ports = _Ports(_Kernel())
+        self.close_later(*[fd for fd in (ports._netlink, *ports._tables) if fd >= 0])
+        with mock.patch("time.monotonic", side_effect=itertools.count()):  # each look takes a second
+            ports.sockets(80)
+        self.assertEqual(ports.interval, 20)
+
+
+if __name__ == "__main__":
+    unittest.main()
