@@ -30,7 +30,10 @@ class OrphanTest(NamespaceTestCase):
             bundle.wait_for(b"[a] orphaned\n", 3 * PATIENCE)
             bundle.suspend()
             gate.write_text("exit\n")
-            zombies = lambda: sum(one.state == "Z" for one in bundle.processes().values())  # noqa: E731
+
+            def zombies() -> int:
+                return sum(one.state == "Z" for one in bundle.processes().values())
+
             wait_until(lambda: zombies() == 2 * ORPHANS, 3 * PATIENCE, "all have exited")
             bundle.signal(SIGCONT)
             wait_until(lambda: len(bundle.processes()) == 1, PATIENCE, "only the daemon is left")
