@@ -63,7 +63,7 @@ class OrphanTest(NamespaceTestCase):
     def test_no_exit_code_is_lost_in_a_storm_of_orphans(self) -> None:
         codes = {f"daemon-{number}": random.randrange(1, 256) for number in range(60)}
         others = [daemon(name, *shell(f"sleep 0.0{code % 10}; exit {code}")) for name, code in codes.items()]
-        with Bundle([daemon("storm", *child("storm.py")), *others]) as bundle:
+        with Bundle([daemon("storm", *child("orphan_storm.py", 1)), *others]) as bundle:
             for name, code in codes.items():
                 bundle.wait_for(f"sidecar-init: {name} exited with status {code}".encode())
             wait_until(lambda: len(bundle.events("exited")) == len(codes), PATIENCE, "every event")
