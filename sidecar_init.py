@@ -2014,9 +2014,38 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-def _use_table(path: str) -> None:
-    """Replace the shipped table; raises _TableError, and changes nothing, if there is a mistake in the file."""
-    global _DAEMONS, _SECRETS, _SIGNALS
+def _use_table(path: str) -> bytes:
+    """Replace the table by that in a TOML file, and return it marshalled; if it has a mistake, raise _TableError.
+
+    A child parses the file, so that PID 1 does not keep the memory that this takes.
+    """
+    import marshal
+
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with open(sender, "wb") as pipe:
+                pipe.write(marshal.dumps(_parse_table(path)))
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with open(receiver, "rb") as pipe:
+        answer = pipe.read()
+    try:
+        os.waitpid(child, 0)
+        mistake, table = marshal.loads(answer)
+    except (ChildProcessError, EOFError, TypeError, ValueError):
+        mistake, table = "its parser was killed; the table may be too large for the memory", b""
+    if mistake:
+        raise _TableError(f"cannot use table {path}: {mistake}")
+    _load_table(table)
+    return bytes(table)
+
+
+def _parse_table(path: str) -> tuple[str, bytes]:
+    """What is wrong with a table file; the table."""
+    import marshal
     import tomllib
 
     try:
@@ -2026,22 +2055,32 @@ def _use_table(path: str) -> None:
             _demand(
                 key in ("daemon", "secrets", "signals"), f'unknown key "{key}"; known: [[daemon]], [secrets], [signals]'
             )
-        specs = _specs_of(table.get("daemon", []))
+        rows = table.get("daemon", [])
+        specs = _specs_of(rows)
         owners, signals = _owners_of(_section(table, "secrets"), specs), _signals_of(_section(table, "signals"), specs)
-        _DAEMONS, _SECRETS, _SIGNALS = tuple(specs.values()), owners, signals
-        return
+        return "", marshal.dumps((rows, owners, signals))
     except _TableError as error:
-        mistake = str(error)
+        return str(error), b""
     except OSError as error:
-        mistake = str(error.strerror)
+        return str(error.strerror), b""
+    except MemoryError:
+        return "it is too large for the memory", b""
     except RecursionError:
-        mistake = "not TOML: nested too deep"
+        return "not TOML: nested too deep", b""
     except tomllib.TOMLDecodeError as error:
-        mistake = f"not TOML: {error}"
+        return f"not TOML: {error}", b""
     except ValueError as error:
-        is_text = isinstance(error, UnicodeDecodeError)
-        mistake = "not TOML: " + ("it is not UTF-8" if is_text else "a number has too many digits")
-    raise _TableError(f"cannot use table {path}: {mistake}")
+        return "not TOML: " + (
+            "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number has too many digits"
+        ), b""
+
+
+def _load_table(table: bytes) -> None:
+    global _DAEMONS, _SECRETS, _SIGNALS
+    import marshal
+
+    rows, _SECRETS, _SIGNALS = marshal.loads(table)
+    _DAEMONS = tuple(_DaemonSpec(**row) for row in rows)
 
 
 def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
@@ -2442,6 +2481,43 @@ def _plan(_: Namespace) -> int:
     return 1 if problems else 0
 
 
+def _bake(options: Namespace) -> int:
+    """Write this program and the table as one compiled file; the same input gives the same bytes."""
+    import marshal
+    from importlib.util import MAGIC_NUMBER
+
+    if not options.out.endswith(".pyc"):
+        raise _Refusal(f"cannot bake {options.out}: Python runs it only if its name ends in .pyc; rename it")
+    if __file__.endswith(".pyc"):
+        raise _Refusal(f"cannot bake {options.out}: this file is compiled already; bake with sidecar_init.py")
+    new = f"{options.out}.{os.getpid()}"
+    try:
+        with open(__file__, encoding="utf-8") as file:
+            source = file.read().replace("\n_BAKED: bytes | None = None", f"\n_BAKED: bytes | None = {options.table!r}")
+        code = marshal.dumps(compile(source, "sidecar_init.py", "exec", dont_inherit=True, optimize=2))
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC), "wb") as pyc:
+            os.fchmod(pyc.fileno(), 0o644)
+            pyc.write(MAGIC_NUMBER + bytes(12) + code)  # Python looks for no source of a file that it is told to run
+        os.replace(new, options.out)
+    except OSError as error:
+        if os.path.lexists(new):
+            os.unlink(new)
+        what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
+        raise _Refusal(f"cannot bake {options.out}: {what}; name a file that you may write to") from None
+    print(f"{options.out} has the table of {_names()}")
+    return 0
+
+
+_BAKED: bytes | None = None  # in a baked file: its table; empty for the shipped one
+
+if _BAKED:
+    _load_table(_BAKED)
+
+
+def _names() -> str:
+    return ", ".join(spec.name for spec in _DAEMONS)
+
+
 # -- the program -------------------------------------------------------------------------------------------------------
 
 
@@ -2528,8 +2604,12 @@ def _command_line(arguments: list[str]) -> int:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"cannot understand the command line: {message}; see {self.prog} --help\n")
 
-    parser = Parser(description="PID 1 of a container that runs several daemons. Without a command: supervise.")
-    parser.add_argument("--version", action="version", version=f"sidecar-init {__version__}")
+    parser = Parser(
+        description="PID 1 of a container that runs several daemons. Without a command: supervise.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"sidecar-init {__version__}" + (f", baked with the table of {_names()}" if _BAKED is not None else "")
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands", metavar="[COMMAND]", dest="command")
     functions: dict[str, tuple[Callable[[Namespace], int], str]] = {
         "plan": (_plan, "show what would run, as which user, and what is missing (then exit 1)"),
@@ -2538,24 +2618,29 @@ def _command_line(arguments: list[str]) -> int:
         "events": (_events, "show the last events"),
         "apply": (_apply, "send the signal that reloads a daemon, and wait until it has worked"),
         "restart": (_restart_command, "restart a daemon in place, and wait until it is ready"),
+        "bake": (_bake, "write the program and a table as one compiled file"),
     }
     places = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in functions.items()}
-    for place in (parser, places["plan"]):
+    for place in (parser, places["plan"], places["bake"]):
         text = "a TOML file to use instead of the shipped table"
         place.add_argument("--table", metavar="FILE", help=text, default=argparse.SUPPRESS)
+    parser.set_defaults(table=None)
     for place in (places["status"], places["events"]):
         place.add_argument("names", metavar="NAME", nargs="*", help="only these daemons")
         place.add_argument("--json", action="store_true", help="as JSON")
+    places["bake"].add_argument("out", metavar="OUT.pyc")
     places["events"].add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
     places["events"].add_argument("-f", "--follow", action="store_true", help="go on with new ones until Ctrl-C")
     for place in (places["apply"], places["restart"]):
         place.add_argument("name", metavar="NAME")
         place.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
     options = parser.parse_args(arguments)
-    if "table" in options:
-        if options.command not in (None, "plan"):
-            parser.error("--table goes with plan, or without a command")
-        _use_table(options.table)
+    if options.table is None:
+        options.table = b""
+    elif options.command in (None, "plan", "bake"):
+        options.table = _use_table(options.table)
+    else:
+        parser.error("--table goes with plan and bake, or without a command")
     return _answer(functions[options.command][0], options) if options.command else _supervise()
 
 
