@@ -1,6 +1,6 @@
 #!/bin/sh
 # The daemon "git-gate": mirrors of the listed repositories on port 9418, for fetches and for pushes that pass the
-# gate (app/git_gate_pre_receive.py). Prepares the ssh key and the mirrors, then becomes git_gate_daemon.py.
+# gate (app/git_gate_pre_receive.py). Prepares the mirrors, then becomes git_gate_daemon.py.
 #
 # The list, GIT_GATE_MIRRORS, has one "NAME URL [no-force-push=PATTERNS] [no-delete=PATTERNS]" a line; "#" begins a
 # comment. Agents cannot force-push or delete a branch that one of the PATTERNS, separated by commas, matches; the
@@ -12,16 +12,27 @@ set -eu
 
 say() { echo "git-gate: $*" >&2; }
 
-# ssh insists on mode 0600 where it owns the key, and on a final newline; the mount may have neither and be read-only.
-copy_ssh_key() {
-    if ! [ -r "$GIT_GATE_SSH_KEY" ]; then
-        echo "cannot read the ssh key $GIT_GATE_SSH_KEY: mount it readable for uid $(id -u);" \
-            "until then upstream is out of reach and every push is refused" >&2
-        return
+# The programs of the gate read the key when they need it (git_gate_mirror.py).
+look_at_ssh_key() {
+    [ -r "$GIT_GATE_SSH_KEY" ] ||
+        say "cannot read the ssh key $GIT_GATE_SSH_KEY: mount one there; until then ssh upstreams are out of reach"
+}
+
+look_at_root() {
+    if ! mkdir -p "$GIT_GATE_ROOT"; then
+        echo "cannot make $GIT_GATE_ROOT: mount a directory there that belongs to uid $(id -u)" >&2
+        exit 1
     fi
-    if ! (umask 077 && rm -f "$GIT_GATE_SSH_KEY_COPY" &&
-        { tr -d '\r' <"$GIT_GATE_SSH_KEY" && echo; } >"$GIT_GATE_SSH_KEY_COPY"); then
-        echo "cannot copy the ssh key to $GIT_GATE_SSH_KEY_COPY: make $GIT_GATE_RUN writable" >&2
+    for directory in "$GIT_GATE_ROOT" "$GIT_GATE_ROOT"/*.git; do
+        if [ -d "$directory" ] && ! [ -w "$directory" ]; then
+            echo "cannot write to $directory: it belongs to uid $(stat --format %u "$directory");" \
+                "run chown -R $(id -u):$(id -g) $GIT_GATE_ROOT as root" >&2
+            exit 1
+        fi
+    done
+    if [ -n "$(find "$GIT_GATE_ROOT" -maxdepth 0 -perm -o=w)" ]; then
+        say "every account can write to $GIT_GATE_ROOT, and so replace the mirrors: mount a directory of mode 0755" \
+            "that belongs to uid $(id -u)"
     fi
 }
 
@@ -153,13 +164,8 @@ $name
 
 mirrors=
 if [ -r "$GIT_GATE_MIRRORS" ]; then
-    for directory in "$GIT_GATE_ROOT" "$GIT_GATE_RUN"; do
-        if ! mkdir -p "$directory" || ! [ -w "$directory" ]; then
-            echo "cannot write to $directory: mount a writable directory there" >&2
-            exit 1
-        fi
-    done
-    copy_ssh_key
+    look_at_root
+    look_at_ssh_key
     remove_leftovers
     mirrors=$(tr -d '\r' <"$GIT_GATE_MIRRORS" | prepare_mirrors)
 fi

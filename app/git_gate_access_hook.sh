@@ -4,7 +4,6 @@
 # Brings the mirror up to date with upstream (git_gate_mirror.py). Exit 1 refuses the client; the first line on stdout
 # is what it is told.
 set -eu
-if [ -e /proc/self/fd/7 ]; then exec 2>&7; fi # git daemon throws a hook's stderr away: 7 is its own
 : "${GIT_GATE_APP:=/app}"
 # shellcheck source=/dev/null
 . "$GIT_GATE_APP/git_gate_env.sh"

@@ -3,7 +3,6 @@
 # Sourced, with GIT_GATE_APP set. It ends the shell where the gate itself could not run.
 
 : "${GIT_GATE_ROOT:=/srv/git}"                           # the mirrors, NAME.git
-: "${GIT_GATE_RUN:=/run/git-gate}"                       # the copy of the ssh key
 : "${GIT_GATE_MIRRORS:=/etc/git-gate/mirrors}"           # the list: NAME URL
 : "${GIT_GATE_SSH_KEY:=/etc/git-gate/ssh/id}"
 : "${GIT_GATE_KNOWN_HOSTS:=/etc/git-gate/ssh/known_hosts}"
@@ -21,8 +20,7 @@
 : "${GIT_GATE_SCANS:=2}"                                 # scans at the same time, of all mirrors
 : "${GIT_GATE_SCAN_SECONDS:=600}"                        # the wait for a place among these, and then the scan
 : "${GIT_GATE_PUSH_SECONDS:=300}"                        # the wait for the mirror, and then upstream's answer
-GIT_GATE_SSH_KEY_COPY=$GIT_GATE_RUN/id
-export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_RUN GIT_GATE_KNOWN_HOSTS GIT_GATE_SSH_KEY_COPY
+export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_SSH_KEY GIT_GATE_KNOWN_HOSTS
 export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SYNC_SECONDS
 export GIT_GATE_PUSH_MIB GIT_GATE_PUSH_REFS GIT_GATE_OBJECT_MIB GIT_GATE_FILE_LINES
 export GIT_GATE_UNPACK_SECONDS GIT_GATE_SCAN_MIB GIT_GATE_SCANS GIT_GATE_SCAN_SECONDS GIT_GATE_PUSH_SECONDS
@@ -35,7 +33,7 @@ fi
 
 # Evaluated by sh when git connects, hence the quotes.
 # shellcheck disable=SC2016,SC2089,SC2090
-GIT_SSH_COMMAND='ssh -F /dev/null -i "$GIT_GATE_SSH_KEY_COPY" -o BatchMode=yes -o IdentitiesOnly=yes \
+GIT_SSH_COMMAND='ssh -F /dev/null -i "$GIT_GATE_SSH_KEY" -o BatchMode=yes -o IdentitiesOnly=yes \
 -o StrictHostKeyChecking=yes -o "UserKnownHostsFile=\"$GIT_GATE_KNOWN_HOSTS\"" -o GlobalKnownHostsFile=/dev/null \
 -o ConnectTimeout=5 -o ServerAliveInterval=10'
 GIT_SSH_VARIANT=ssh

@@ -371,6 +371,8 @@ def start_git(request: Request, peer: Peer, protocol: str, *options: str) -> sub
 def _environment(peer: Peer) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != "GIT_PROTOCOL"}
     places = {"GIT_GATE_APP": APP, "GIT_GATE_ROOT": str(ROOT)}
+    if key := os.environ.get("GIT_GATE_SSH_KEY"):  # a descriptor of this process, which those that it starts lack
+        places["GIT_GATE_SSH_KEY"] = key.replace("/proc/self/", f"/proc/{os.getpid()}/")
     return inherited | places | {"REMOTE_ADDR": peer.address, "GIT_GATE_PEER": peer.network}
 
 

@@ -95,14 +95,34 @@ def at_upstream(
     The daemons' children ignore TERM and would hand that down.
     """
     limit = ["env", "--default-signal=TERM", "timeout", "--kill-after=2", str(seconds)]
-    return subprocess.run(
-        [*limit, "git", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        env=environment,
-        pass_fds=[lock],
-    )
+    with ssh_key() as key:
+        return subprocess.run(
+            [*limit, "git", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env={**(os.environ if environment is None else environment), "GIT_GATE_SSH_KEY": key},
+            pass_fds=[lock],
+        )
+
+
+@contextlib.contextmanager
+def ssh_key() -> Iterator[str]:
+    """The path of a copy of the ssh key, in memory, that ssh accepts: private, with a final newline and without CR.
+
+    ssh closes all descriptors above 2 when it starts, so the path leads to those of this process.
+    """
+    path = os.environ["GIT_GATE_SSH_KEY"]
+    try:
+        key = Path(path).read_bytes()
+    except OSError:
+        yield path  # not every upstream needs one; ssh says that it is missing
+        return
+    with os.fdopen(os.memfd_create("ssh-key"), "wb") as copy:
+        os.fchmod(copy.fileno(), 0o400)
+        copy.write(key.replace(b"\r", b"").rstrip(b"\n") + b"\n")
+        copy.flush()
+        yield f"/proc/{os.getpid()}/fd/{copy.fileno()}"
 
 
 def was_too_slow(done: subprocess.CompletedProcess[bytes]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import shutil
@@ -65,11 +66,19 @@ def processes() -> list[Process]:
 class Daemon:
     """A process in a session of its own, as under the supervisor; its output is in `log`."""
 
-    def __init__(self, argv: list[str], port: int, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, argv: list[str], port: int, environment: Mapping[str, str], log: Path, pass_fds: tuple[int, ...] = ()
+    ) -> None:
         self._log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                argv, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                argv,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                pass_fds=pass_fds,
             )
         wait_until(lambda: listens(port) or self.process.poll() is not None, 30, f"{argv} listening on {port}")
         if self.process.returncode is not None:
@@ -125,14 +134,15 @@ class World:
         self.mirrors = self.dir / "mirrors"
         self.ssh_port, self.git_port, self.http_port = free_port(), free_port(), free_port()
         self._daemons: list[Daemon] = []
+        self._make_keys()
+        self.key = self._key_in_memory()
         self.environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the hook runs in this Python
             "HOME": str(self.dir),
             "GIT_GATE_APP": str(ROOT / "app"),
             "GIT_GATE_ROOT": str(self.mirrors),
-            "GIT_GATE_RUN": str(self.dir / "run"),
             "GIT_GATE_MIRRORS": str(self.dir / "list"),
-            "GIT_GATE_SSH_KEY": str(self.dir / "id"),
+            "GIT_GATE_SSH_KEY": f"/proc/self/fd/{self.key}",
             "GIT_GATE_KNOWN_HOSTS": str(self.dir / "known hosts"),
             "GIT_GATE_GITLEAKS": str(GITLEAKS),
             "GIT_GATE_LISTEN": "127.0.0.1",
@@ -144,7 +154,6 @@ class World:
             "[user]\n name = Tester\n email = tester@example.org\n[init]\n defaultBranch = main\n"
             "[gc]\n auto = 0\n[core]\n hooksPath = /dev/null\n[safe]\n directory = *\n"
         )
-        self._make_keys()
         self.sshd = self.start_sshd()
         for name in repositories:
             self.make_upstream(name)
@@ -159,6 +168,7 @@ class World:
     def close(self) -> None:
         for daemon in self._daemons:
             daemon.kill()
+        os.close(self.key)
         shutil.rmtree(self.dir)
 
     def url(self, name: str) -> str:
@@ -168,10 +178,17 @@ class World:
         for name in ("id", "host"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.dir / name], check=True)
         shutil.copy(self.dir / "id.pub", self.dir / "authorized_keys")
-        # As a careless mount has it: readable for all, and without the final newline.
-        (self.dir / "id").write_bytes((self.dir / "id").read_bytes().rstrip(b"\n"))
-        (self.dir / "id").chmod(0o644)
+        # As careless people keep it: with CR LF and without the final newline.
+        (self.dir / "id").write_bytes((self.dir / "id").read_bytes().rstrip(b"\n").replace(b"\n", b"\r\n"))
         self.trust(self.dir / "host.pub")
+
+    def _key_in_memory(self) -> int:
+        """As the supervisor passes it on: sealed, for its owner alone."""
+        key = os.memfd_create("id", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.write(key, (self.dir / "id").read_bytes())
+        os.fchmod(key, 0o400)
+        fcntl.fcntl(key, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        return key
 
     def trust(self, public_key: Path) -> None:
         kind, key = public_key.read_text().split()[:2]
@@ -226,7 +243,7 @@ class World:
         return self.start(argv, self.http_port, self.environment | environment, "git-http.log")
 
     def start(self, argv: list[str], port: int, environment: dict[str, str], log: str) -> Daemon:
-        daemon = Daemon(argv, port, environment, self.dir / log)
+        daemon = Daemon(argv, port, environment, self.dir / log, pass_fds=(self.key,))
         self._daemons.append(daemon)
         return daemon
 

@@ -483,12 +483,26 @@ class UpstreamAndStart(unittest.TestCase):
         self.assertEqual(push.wait(30), 0)
         wait_until(lambda: subprocess.run(lock).returncode == 0, 10, "the unlocked mirror")
 
-    def test_the_key_does_not_come_into_reach_of_a_client(self) -> None:
-        self.world.gate()
-        copy = Path(self.world.environment["GIT_GATE_RUN"]) / "id"
-        self.assertEqual(copy.stat().st_mode & 0o777, 0o600)
-        done = self.world.try_git("archive", f"--remote={self.world.by_git()}", "HEAD")
-        self.assertNotEqual(done.returncode, 0)
+    def test_the_key_may_be_a_file(self) -> None:
+        """The supervisor passes the key in memory, as all other tests do; without it, the variable names a file."""
+        key = self.world.dir / "id"
+        key.chmod(0o444)  # which ssh itself would refuse
+        gate = self.world.gate(GIT_GATE_SSH_KEY=str(key))
+        self.assertNotIn("cannot", gate.log)
+        work = self.world.clone_of_upstream(self.world.by_git())
+        self.world.commit(work, {"a": "a\n"})
+        self.world.git("push", "origin", "main", cwd=work)
+        self.assertEqual(*self.world.both())
+
+    def test_ssh_refuses_the_key_as_it_is(self) -> None:
+        """The control: without the copy that the gate makes of it, the key of these tests opens nothing."""
+        raw = self.world.app_without(("git_gate_mirror.py", '.replace(b"\\r", b"").rstrip(b"\\n") + b"\\n"', ""))
+        gate = self.world.gate(GIT_GATE_APP=str(raw))
+        self.assertIn("cannot bring mirror demo up to date", gate.log)
+
+    def test_a_missing_key_is_told_at_the_start(self) -> None:
+        gate = self.world.gate(GIT_GATE_SSH_KEY="/nowhere/id")
+        self.assertIn("cannot read the ssh key /nowhere/id: mount one there", gate.log)
 
     def test_a_git_http_request_that_is_alive_keeps_its_files_at_a_start_of_git_gate(self) -> None:
         self.world.gate().kill()
