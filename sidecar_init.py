@@ -83,6 +83,7 @@ _LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on writ
 _LOG_RESERVE = 1 << 18  # on top of that: for the last lines of exited daemons, and for the supervisor's own
 _LAST_LINES_SIZE = 4096
 _EVENTS_LIMIT = 1 << 20
+_FILE_LIMIT = 1 << 20
 _STATE_DIRECTORY = "/run/sidecar-init"
 _FIRST_ROW_SIGNAL = 34  # whatever libc calls it: this is what `docker kill --signal RTMIN` means
 
@@ -96,7 +97,7 @@ class _DaemonSpec:
         self, name: str, argv: Sequence[str], restart: str = "never", user: str | None = None, port: int | None = None,
         after: Sequence[str] = (), check: Sequence[str] | None = None, *, ready: Sequence[str] | None = None,
         oneshot: bool = False, essential: bool = False, stop: Mapping[str, Any] | None = None, cwd: str | None = None,
-        env: Mapping[str, str] | None = None, prefix: bool = True,
+        env: Mapping[str, str] | None = None, prefix: bool = True, files: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.argv = name, tuple(argv)
         self.restart = restart  # "never", "on-failure" or "always"
@@ -112,6 +113,7 @@ class _DaemonSpec:
         self.stop_to: str = how["to"]  # "group" or "leader"
         self.stop_grace: float | None = how["grace"]  # None: _GRACE_SECONDS or _RESTART_GRACE_SECONDS
         self.cwd, self.env = cwd, dict(env or {})
+        self.files = dict(files or {})  # variable: the file whose contents it gets as a descriptor, 3 and up
         self.prefix = prefix  # False: its lines pass without "[name] "
 
     def __setattr__(self, field: str, value: object) -> None:
@@ -169,7 +171,7 @@ class _Supervisor:
         self._clock, self._inbox = clock, inbox
         self._log = log or _Log(1, _Secrets(os.environb, _SECRETS))
         self._state = state or _State("", self._log)
-        self._launcher = _Launcher(self._log, self._state, clock)
+        self._launcher = _Launcher(self.specs, self._log, self._state, clock)
         self._pipes = _Watch()
         self._daemons = [_Daemon(spec, clock, self._launcher, self._log, self._state, self._pipes) for spec in specs]
         self._by_name = {daemon.spec.name: daemon for daemon in self._daemons}
@@ -808,11 +810,11 @@ class _Log:
 class _Launcher:
     """Starts commands. What needs a path, a service or a library is opened once, before the first child."""
 
-    def __init__(self, log: _Log, state: _State, clock: Callable[[], float]) -> None:
+    def __init__(self, specs: Sequence[_DaemonSpec], log: _Log, state: _State, clock: Callable[[], float]) -> None:
         self._clock, self._log, self._kernel, self._accounts = clock, log, _Kernel(), _read_accounts()
-        self._environ = {**os.environ, **state.environ}  # decoded once
-        self.may_restart = _setting(self._environ, "RESTART") != "never"
-        self._null, self._proc = _open_null_device(), os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.may_restart = _setting(os.environ, "RESTART") != "never"
+        self._null, self._proc = _open_null_device(), _open_proc()
+        self._inputs = _Inputs(specs, {**os.environ, **state.environ}, self._kernel, self._proc, log)
         self._limits = _raise_descriptor_limit()
         self._to_reset = [sig for sig in signal.valid_signals() if signal.getsignal(sig) != signal.SIG_DFL]
         self.oom, self.ports, self.reports = _OomCounter(), _Ports(self._kernel), _Watch()
@@ -827,28 +829,26 @@ class _Launcher:
 
     def start(self, spec: _DaemonSpec, argv: Sequence[str], output: _Output, owner: _Daemon) -> _Process:
         """Fork a child that executes the command. `owner` is advanced when that succeeds or fails, and at the exit."""
-        account, step = _account_of(spec, self._accounts, self._log), "list the listening sockets"
+        account, report, childs_end = _account_of(spec, self._accounts, self._log), -1, -1
+        environ, files = self._inputs.prepare(spec, account)
+        # A signal that came between fork and exec would run PID 1's handlers in the child.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
+            step = "list the listening sockets"
             old_sockets = self.ports.sockets(spec.port) if spec.port else frozenset()
             step = "open a pipe"
+            writer = self._kernel.as_user(account.uid if account else None, output.writer)
             report, childs_end = os.pipe2(os.O_CLOEXEC)
-            environ = {**_env_for_daemon(spec.name, self._environ), **(account.environ if account else {}), **spec.env}
-            # A signal that came between fork and exec would run PID 1's handlers in the child.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            try:
-                writer = self._kernel.as_user(account.uid if account else None, output.writer)
-                step = "fork"
-                pid = os.fork()
-                if pid == 0:
-                    self._become(spec, argv, environ, writer, account, childs_end)
-            except OSError:
-                os.close(report)
-                raise
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                os.close(childs_end)
+            step = "fork"
+            pid = os.fork()
+            if pid == 0:
+                self._become(spec, argv, environ, writer, account, files, childs_end)
         except OSError as error:
+            _close(report)
             raise _CannotStart(step, error.errno or 0) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _close(childs_end, *files)
         process = _Process(pid, report=report, started_at=self._clock())
         process.old_sockets = old_sockets
         self.children[pid] = process, owner
@@ -869,12 +869,12 @@ class _Launcher:
 
     def _become(
         self, spec: _DaemonSpec, argv: Sequence[str], environ: Mapping[str, str], output: int, account: _Account | None,
-        report: int,
+        files: Sequence[int], report: int,
     ) -> NoReturn:  # fmt: skip
         """The child's part of `start`: every step works, or the command is not executed.
 
-        It gets its own session, the null device as stdin, `output` as stdout and stderr and no other descriptor,
-        default dispositions, an empty mask, no core dumps, no way to any privilege, and its account.
+        It gets its own session, the null device as stdin, `output` as stdout and stderr, `files` and no other
+        descriptor, default dispositions, an empty mask, no core dumps, no way to any privilege, and its account.
         """
         step = "prepare its process"
         try:
@@ -883,9 +883,16 @@ class _Launcher:
                 os.dup2(source, target)
             for number in self._to_reset:
                 signal.signal(number, signal.SIG_DFL)
+            _offer_to_oom_killer(self._proc)
+            above = 3 + len(files)  # out of the way of each other
+            report, *files = (
+                fd if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (report, *files)
+            )
+            for target, source in enumerate(files, 3):
+                if source >= 0:
+                    os.dup2(source, target)
             for kind, limits in self._limits.items():
                 resource.setrlimit(kind, limits)
-            _offer_to_oom_killer(self._proc)
             self._kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
             if os.geteuid() == 0:
                 step = "drop capabilities (the container must have SETPCAP, or none at all)"
@@ -1534,6 +1541,9 @@ class _Secrets:
 
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH = 0x02, 0x08
+_MFD_NOEXEC_SEAL = 8
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class _Libc:
@@ -1582,7 +1592,7 @@ class _Kernel:
 
     def as_user(self, uid: int | None, action: Callable[[], _T]) -> _T:
         """Run `action` with this file system uid: what it makes belongs to that user."""
-        if not uid:
+        if not uid or os.geteuid() != 0:
             return action()
         try:
             self._libc.setfsuid(uid)
@@ -1590,6 +1600,37 @@ class _Kernel:
         finally:
             self._libc.setfsuid(0)
             self.prctl(_PR_SET_DUMPABLE, 0)  # the change may have made PID 1 dumpable
+
+    def open_beneath(self, folder: int, name: str) -> int:
+        """A handle of what has this name in or below the folder; nothing is opened for reading yet."""
+        how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+        size = self._libc.word(len(how))
+        try:
+            return self._checked(self._libc.syscall(437, folder, os.fsencode(name), how, size), name)  # openat2
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)  # before Linux 5.6
+
+    def sealed(self, name: str, contents: bytes) -> int:
+        """A file in memory that its owner alone can read, and no one can change."""
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        try:
+            fd = os.memfd_create(name[:200], flags | _MFD_NOEXEC_SEAL)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fd = os.memfd_create(name[:200], flags)  # before Linux 6.3
+        try:
+            os.fchmod(fd, 0o400)
+            if os.write(fd, contents) < len(contents):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.lseek(fd, 0, os.SEEK_SET)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
     def netlink(self, protocol: int) -> int:
         return self._checked(self._libc.socket(16, 3 | os.O_CLOEXEC, protocol), "netlink")
@@ -1641,6 +1682,122 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
     if accounts[name].uid == 0 and name != "root":
         raise _CannotStart(f"become {name}", reason="its uid is 0, and only root may have that")
     return accounts[name]
+
+
+class _Inputs:
+    """What daemons get: their environment, and files that PID 1 reads for them at each start.
+
+    PID 1 may read more than a daemon. So that no daemon can put another file in the place of its own, each folder is
+    opened before the first child, and taken only if no daemon can change it. Below it, nothing leads out again.
+    """
+
+    def __init__(
+        self, specs: Sequence[_DaemonSpec], environ: Mapping[str, str], kernel: _Kernel, proc: int, log: _Log
+    ) -> None:
+        self._environ, self._kernel, self._proc, self._log = environ, kernel, proc, log
+        self._folders: dict[str, tuple[int, OSError | None]] = {}
+        for spec in specs if os.geteuid() == 0 else ():
+            _, files = self._wanted(spec, None)
+            for folder in map(os.path.dirname, files.values()):
+                if folder not in self._folders:
+                    self._folders[folder] = self._open_folder(folder)
+
+    def close(self) -> None:
+        _close(*(fd for fd, _ in self._folders.values()))
+
+    def prepare(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], list[int]]:
+        """Its environment, and descriptors for 3 and up; -1 if a file is missing."""
+        environ, files = self._wanted(spec, account)
+        fds: list[int] = []
+        try:
+            for number, (variable, path) in enumerate(files.items(), 3):
+                try:
+                    contents = self._read(variable, path, _FILE_LIMIT)
+                    environ[variable] = f"/proc/self/fd/{number}"
+                    fds.append(self._in_memory(variable, contents, account))
+                except FileNotFoundError as error:
+                    environ.pop(variable, None)
+                    fds.append(-1)
+                    self._log.say_once(f"{spec.name} starts without {variable}: cannot find {path}: {error.strerror}")
+        except BaseException:
+            _close(*fds)
+            raise
+        return environ, fds
+
+    def _wanted(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], dict[str, str]]:
+        """Its environment before anything was read; the path for each variable of `files`."""
+        environ = _env_for_daemon(spec.name, self._environ)
+        files = {variable: environ.get(variable) or path for variable, path in spec.files.items()}
+        return {**environ, **(account.environ if account else {}), **spec.env}, files
+
+    def _in_memory(self, variable: str, contents: bytes, account: _Account | None) -> int:
+        try:
+            uid = account.uid if account else None
+            return self._kernel.as_user(uid, lambda: self._kernel.sealed(variable, contents))
+        except OSError as error:
+            raise _CannotStart(f"keep {variable} in memory", error.errno or 0, may_pass=True) from None
+
+    def _read(self, variable: str, path: str, limit: int) -> bytes:
+        """Raises FileNotFoundError if it is missing, and _CannotStart for any other reason."""
+        try:
+            if not path.startswith("/"):
+                raise OSError(errno.EINVAL, "its path must be absolute")
+            return self._read_below(*os.path.split(path), limit)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            why = "it leads out of its folder" if error.errno in (errno.EXDEV, errno.ELOOP) else error.strerror
+            where = f" from {path}" if path.startswith("/") else ""  # else it may be the secret itself
+            raise _CannotStart(f"read {variable}{where}", reason=str(why), may_pass=True) from None
+
+    def _read_below(self, folder: str, name: str, limit: int) -> bytes:
+        """Looked up as the folder's owner and read as the file's, so that no capability is needed to read it."""
+        if os.geteuid() == 0:
+            fd, refusal = self._folders[folder]
+            if refusal:
+                raise OSError(refusal.errno, refusal.strerror)
+            found = self._kernel.as_user(os.fstat(fd).st_uid, lambda: self._kernel.open_beneath(fd, name))
+        else:
+            found = os.open(f"{folder}/{name}", os.O_PATH | os.O_CLOEXEC)
+        try:
+            about = os.fstat(found)
+            if not stat.S_ISREG(about.st_mode):
+                is_link = stat.S_ISLNK(about.st_mode)
+                what = "a symlink, which needs openat2 (Linux 5.6)" if is_link else "not a regular file"
+                raise OSError(errno.EINVAL, f"it is {what}")
+            # O_NONBLOCK: its owner may hold a lease, and an open would wait for that.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            file = self._kernel.as_user(about.st_uid, lambda: os.open(f"self/fd/{found}", flags, dir_fd=self._proc))
+        finally:
+            os.close(found)
+        with open(file, "rb") as reader:
+            contents = reader.read(limit + 1)
+        if len(contents) > limit:
+            raise OSError(errno.EFBIG, f"it has more than {limit >> 10} KiB")
+        return contents
+
+    @staticmethod
+    def _open_folder(path: str) -> tuple[int, OSError | None]:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            is_missing = error.errno == errno.ENOENT
+            return -1, OSError(error.errno, "its folder did not exist at the start" if is_missing else error.strerror)
+        about = os.fstat(fd)
+        if os.fstatvfs(fd).f_flag & os.ST_RDONLY or (about.st_uid in (0, os.geteuid()) and not about.st_mode & 0o022):
+            return fd, None
+        os.close(fd)
+        return -1, OSError(errno.EPERM, f"{path} may be changed by others; root must own it, with mode 0755 or less")
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open_proc() -> int:
+    return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _open_null_device() -> int:
@@ -1999,6 +2156,11 @@ def _is_environment(value: object) -> bool:
     return all(key and "=" not in key and _is_text(key) and _is_text(text) for key, text in pairs)
 
 
+def _is_files(value: object) -> bool:
+    paths = value.values() if isinstance(value, dict) else [""]
+    return _is_environment(value) and all(path.startswith("/") and not path.endswith("/") for path in paths)
+
+
 def _is_stop(value: object) -> bool:
     how = {"signal": "TERM", "to": "group", "grace": 0, **value} if isinstance(value, dict) else {}
     return (
@@ -2026,6 +2188,7 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "cwd": ("an absolute path", lambda value: _is_text(value) and str(value).startswith("/")),
     "env": ("a table of strings", _is_environment),
     "prefix": ("true or false", lambda value: isinstance(value, bool)),
+    "files": ("a table of absolute paths", _is_files),
 }
 
 
@@ -2113,6 +2276,7 @@ def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
         _demand(name not in specs, f"{where}: duplicate name")
         spec = specs[row["name"]] = _DaemonSpec(**row)
         _demand(not (spec.oneshot and (spec.port or spec.ready)), f"{where}: a oneshot cannot have port or ready")
+        _demand(spec.env.keys().isdisjoint(spec.files), f"{where}: env and files set the same variable")
     waited_by: dict[str, list[str]] = {name: [] for name in specs}
     for spec in specs.values():
         for name in set(spec.after):
@@ -2148,9 +2312,10 @@ def _owners_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dic
             overlap = other.startswith(prefix) and set(theirs) != set(its)
             _demand(not overlap, f'secrets: "{other}" begins with "{prefix}", which has other owners')
         for spec in specs.values():
-            for variable in spec.env:
+            for variable, field in (*((one, "env") for one in spec.env), *((one, "files") for one in spec.files)):
                 is_taken = variable.startswith(prefix) and spec.name not in its
-                _demand(not is_taken, f'daemon "{spec.name}": env sets {variable}, which belongs to {", ".join(its)}')
+                what = f"{field} sets {variable}, which belongs to {', '.join(its)}"
+                _demand(not is_taken, f'daemon "{spec.name}": {what}')
     return owners
 
 
@@ -2440,6 +2605,7 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
     import shutil
 
     accounts, obstacles = _read_accounts(), []
+    inputs = _Inputs(specs, os.environ, _Kernel(), _open_proc(), log)
     for spec in specs:
         path = spec.env.get("PATH", os.environ.get("PATH", os.defpath))
         for argv in filter(None, (spec.argv, spec.check, spec.ready)):
@@ -2448,7 +2614,7 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
         if spec.cwd and not os.path.isdir(spec.cwd):
             obstacles.append(f"{spec.name}: cannot change to its working directory {spec.cwd}: there is none")
         try:
-            _account_of(spec, accounts, log)
+            _close(*inputs.prepare(spec, _account_of(spec, accounts, log))[1])
         except _CannotStart as problem:
             obstacles.append(f"{spec.name}: {problem}")
     return obstacles

@@ -216,7 +216,7 @@ class MachineTest(UnitTest):
         self.use_environment()
         self.patch("_POLL_INTERVAL", 1 / 16)  # sums of it are exact: no look is due a rounding error too early
         self.clock, self.system = Clock(), self.new_system()
-        self.patch("_Launcher", lambda log, state, clock: Launcher(self.system, clock))
+        self.patch("_Launcher", lambda specs, log, state, clock: Launcher(self.system, clock))
         patch = mock.patch("os.waitpid", self.system.waitpid)
         patch.start()
         self.addCleanup(patch.stop)

@@ -107,6 +107,7 @@ def close_descriptors(supervisor: sidecar_init._Supervisor) -> None:
     for fd in (launcher._null, launcher._proc, launcher.ports._netlink, launcher.oom._fd, *launcher.ports._tables):
         if fd >= 0:
             os.close(fd)
+    launcher._inputs.close()
     for daemon in supervisor._daemons:
         daemon.output.close()
     for watch in (launcher.reports, supervisor._pipes):

@@ -46,6 +46,7 @@ essential = true
 stop = { signal = "QUIT", to = "leader", grace = 30 }
 cwd = "/srv"
 env = { WORKERS = "4", EMPTY = "" }
+files = { KEY = "/run/secrets/key" }
 prefix = false
 """
 
@@ -124,6 +125,10 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
         *(("env", value, "env must be a table of strings") for value in (
             "{ A = 1 }", "{ A = true }", "{ A = ['1'] }", "{ A = { B = '1' } }", "{ '' = 'x' }", "{ 'A=B' = 'x' }",
             '{ "A\\u0000" = "x" }', '{ A = "\\u0000" }')),
+        *(("files", value, "files must be a table of absolute paths") for value in (
+            "'/a'", "['/a']", "7", "true", "{ A = 1 }", "{ A = ['/a'] }", "{ A = '' }", "{ A = 'a' }", "{ A = '/' }",
+            "{ A = '/a/' }", "{ '' = '/a' }", "{ 'A=B' = '/a' }", '{ "A\\u0000" = "/a" }', '{ A = "/\\u0000" }')),
+        ("files", "{ A = '/a' }\nenv = { A = 'x' }", "env and files set the same variable"),
         *(("oneshot", f"true\n{key} = {value}", "a oneshot cannot have port or ready")
           for key, value in (("port", "80"), ("ready", "['true']"))),
     ]},
@@ -145,6 +150,9 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
         'daemon "web": env sets A_1, which belongs to db'
     ),
     GOOD + "env = { A_ = 'x' }\n" + OTHER + "[secrets]\nA_ = ['db']\n": 'daemon "web": env sets A_, which belongs to',
+    GOOD + "files = { A_1 = '/x' }\n" + OTHER + "[secrets]\nA_ = 'db'\n": (
+        'daemon "web": files sets A_1, which belongs to db'
+    ),
     "signals = 3\n" + GOOD: "signals must be a [signals] section",
     GOOD + "[signals]\nTERM = { forward = 'web' }\n": 'signals: unknown key "TERM"; known are HUP and USR1',
     GOOD + "[signals]\nHUP = 'web'\n": 'signals: HUP must be { forward = "NAME" } or { restart = "NAME" }',
@@ -251,6 +259,7 @@ class Right(TableTest):
         self.assertEqual((spec.ready, spec.essential, spec.prefix), (("curl", "-f", "http://[::1]/"), True, False))
         self.assertEqual((spec.stop_signal, spec.stop_to, spec.stop_grace), (signal.SIGQUIT, "leader", 30))
         self.assertEqual((spec.cwd, spec.env), ("/srv", {"WORKERS": "4", "EMPTY": ""}))
+        self.assertEqual(spec.files, {"KEY": "/run/secrets/key"})
         self.assertIs(self.use(GOOD + "oneshot = true\n").oneshot, True)
 
     def test_every_field_that_is_known_is_tried_with_something_wrong(self) -> None:
