@@ -82,15 +82,6 @@ class FidelityTest(NamespaceTestCase):
             bundle.exit()
             self.assertEqual(bundle.lines("a"), [b"", b"", b"x"])
 
-    def test_a_carriage_return_cannot_write_over_the_prefix(self) -> None:
-        """Nothing of a daemon's stands at the beginning of a line of the terminal, where a return would have put it."""
-        script = r"printf 'honest\rsidecar-init: forged\n'; printf '\rsidecar-init: forged\n'"
-        with Bundle([daemon("a", *shell(script))]) as bundle:
-            bundle.exit()
-            for begun in re.split(rb"[\r\n]", bundle.log):
-                self.assertFalse(begun.startswith(b"sidecar-init: forged"), bundle.log)
-            self.assertEqual(bundle.log.count(b"forged"), 2)
-
     def test_a_grandchild_that_keeps_the_pipe_delays_nothing_and_is_still_heard(self) -> None:
         speak, apart = self.scratch() / "speak", self.scratch() / "apart"
         later = f"setsid sh -c 'touch {apart}; until [ -e {speak} ]; do sleep 0.02; done; echo late' &"

@@ -328,17 +328,9 @@ class ForgingTest(NamespaceTestCase):
         self.assertEqual(re.findall(rb"^\[good\].*", log, re.MULTILINE), [b"[good] real"])
         self.assertEqual(re.findall(rb"^(?!\[bad\] |\[good\] |sidecar-init: ).*\n", log, re.MULTILINE), [])
 
-    def test_a_carriage_return_does_not_hide_the_name(self) -> None:
-        log = self.log_of(b"harmless\r[good] forged\r\r\nsidecar\rsidecar-init: forged\r\nplain\r\n")
-        for line in log.split(b"\n"):
-            parts = line.removesuffix(b"\r").split(b"\r")
-            if line.startswith(b"[bad]"):
-                self.assertTrue(all(part.startswith(b"[bad] ") for part in parts), line)
-        self.assertIn(b"[bad] plain\r\n", log, "one that ends a line passes unchanged")
-
-    def test_other_control_characters_pass_unchanged_and_stay_on_their_line(self) -> None:
+    def test_control_characters_pass_unchanged_and_stay_on_their_line(self) -> None:
         """Documented in SECURITY.md: the bytes are the daemon's, and a terminal may be steered by them."""
-        text = b"\x1b[2K\x1b[1G[good] forged \0 \x08\x08 \x0b \x0c \xc2\x85 \xe2\x80\xa8 \xff"
+        text = b"\x1b[2K\x1b[1G[good] forged \r[good] forged \0 \x08\x08 \x0b \x0c \xc2\x85 \xe2\x80\xa8 \xff"
         self.assertIn(b"[bad] " + text + b"\n", self.log_of(text))
 
     def test_the_commands_do_not_pass_control_characters_on(self) -> None:
