@@ -259,10 +259,6 @@ class _Supervisor:
         """Called once by the program: start everything; return the exit code when all of it has exited."""
         self._launcher.guard()
         self._sleep(0)  # if poll is denied, that must show before the first child
-        if self._launcher.oom.kills_all:
-            self._log.say(
-                "memory.oom.group is set: if a daemon runs out of memory, the kernel kills the whole container"
-            )
         self._begin()
         is_done = False
         while not is_done:
@@ -1900,13 +1896,11 @@ class _OomCounter:
     """How often the kernel's OOM killer has struck in our cgroup (version 2)."""
 
     def __init__(self) -> None:
-        self._fd, self.kills_all = -1, False
+        self._fd = -1
         try:
             with open("/proc/self/cgroup") as memberships:
                 folder = "/sys/fs/cgroup" + "".join(line[3:-1] for line in memberships if line.startswith("0::"))
             self._fd = os.open(f"{folder}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
-            with open(f"{folder}/memory.oom.group") as group:
-                self.kills_all = group.read() == "1\n"
         except OSError:
             pass
         self._kills = self._count()

@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGTERM, SIGUSR1
 
-from tests.pidns.hardened import OWNER, HardenedBundle
+from tests.pidns.hardened import OWNER
 from tests.pidns.harness import PATIENCE, SLEEP, Bundle, NamespaceTestCase, child, daemon, shell
 from tests.support import wait_until
 
@@ -103,16 +103,6 @@ class LimitTest(NamespaceTestCase):
             bundle.wait_for(b"[web] 64\n[web] 4096\n")
             limits = Path(f"/proc/{bundle.pid1}/limits").read_text()
             self.assertRegex(limits, r"Max open files +4096 +4096 ")
-
-    def test_if_the_oom_killer_takes_the_whole_cgroup_the_log_says_so(self) -> None:
-        """Kubernetes has set memory.oom.group since 1.28."""
-        for group, expected in (("1", 1), ("0", 0)):
-            files = "here=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup); mkdir -p $here"
-            files += f"; echo {group} >$here/memory.oom.group; printf 'oom_kill 0\\n' >$here/memory.events"
-            setup = f"mount -o remount,rw /sys; {files}; mount -o remount,ro /sys"
-            with self.subTest(group), HardenedBundle([daemon("egress", *SLEEP)], setup=setup) as bundle:
-                bundle.wait_for_state("egress", "running")
-                self.assertEqual(bundle.log.count(b"memory.oom.group"), expected)
 
 
 if __name__ == "__main__":
