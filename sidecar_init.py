@@ -68,7 +68,7 @@ _RESTART_GRACE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 2.0  # after KILL; what remains then are zombies whose parent never reaps them
 _POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader has exited
 _AFTER_SECONDS = 10.0
-_CHECK_SECONDS = 10.0
+_EXEC_SECONDS = _CHECK_SECONDS = 10.0
 _READY_SECONDS, _READY_FIRST, _READY_LAST = 5.0, 0.1, 2.0  # one try of a readiness command; between two tries
 _READY_SILENT = 10  # tries whose output is not logged
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
@@ -171,13 +171,12 @@ class _Supervisor:
         self._clock, self._inbox = clock, inbox
         self._log = log or _Log(1, _Secrets(os.environb, _SECRETS))
         self._state = state or _State("", self._log)
-        self._launcher = _Launcher(self.specs, self._log, self._state, clock)
-        self._pipes = _Watch()
+        self._launcher, self._pipes = _Launcher(self.specs, self._log, self._state, clock), _Watch()
         self._daemons = [_Daemon(spec, clock, self._launcher, self._log, self._state, self._pipes) for spec in specs]
         self._by_name = {daemon.spec.name: daemon for daemon in self._daemons}
         self._shutdown: _StopOrder | None = None
         self._fatal_status: int | None = None  # of the essential daemon that ended the container
-        self._due: dict[_Daemon, None] = {}  # those that have yet to look, in order
+        self._due: dict[_Daemon, None] = {}  # those to be advanced, in order
         self._heartbeats, self._status_at = 0, 0.0
 
     @property
@@ -227,7 +226,7 @@ class _Supervisor:
         try:
             self._reap()  # what exited before the request has failed on its own, even if no turn has noticed it yet
         finally:
-            self._shutdown = _StopOrder(self._clock())
+            self._shutdown = _StopOrder(self._clock(), is_shutdown=True)
             for daemon in self._daemons:
                 daemon.shut_down(self._shutdown)
         self._log.say(f"shutting down: {reason}")
@@ -235,16 +234,17 @@ class _Supervisor:
 
     def forward_signal(self, sig: int, name: str) -> bool:
         """Signal the daemon's own process. True if a live child was signalled."""
-        daemon, what = self._by_name.get(name), _signal_name(sig)
-        problem = self._why_not(name) or (daemon.forward(sig) if daemon else "")
-        self._log.say(f"{what} for {name} dropped: {problem}" if problem else f"{what} delivered to {name}")
-        pid = daemon.process.pid if daemon and daemon.process and not problem else None
-        self._state.record("signal", name, pid, signal=what, forwarded=not problem, reason=problem or None)
-        return not problem
+        if problem := self._why_not(name):
+            self._log.say(f"{_signal_name(sig)} for {name} dropped: {problem}")
+            return False
+        return self._by_name[name].forward(sig)
 
     def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
-        """Restart in place and wait for the exec. False: unknown name, shutting down, or refused by check or start."""
-        if not self._restart(name, grace):
+        """Restart in place and wait for the exec. False: unknown name, shutting down, or refused by check or start.
+
+        The table's `stop.grace` applies unless another `grace` than the default is given.
+        """
+        if not self._restart(name, None if grace == _RESTART_GRACE_SECONDS else grace):
             return False
         history = self._by_name[name].history
         while history.answered < history.asked and not self._shutdown:
@@ -316,7 +316,8 @@ class _Supervisor:
         if number == signal.SIGCHLD:
             self._reap()
         elif number == signal.SIGINT and self._shutdown:
-            self._shutdown.at_once = True
+            self._log.say("SIGINT during the shutdown: killing what is left")
+            self._shutdown.grace = 0.0
         elif number in (signal.SIGTERM, signal.SIGINT):
             self.request_shutdown(_signal_name(number))
         elif number == signal.SIGUSR2:
@@ -328,8 +329,7 @@ class _Supervisor:
             self._restart(target)
 
     def _restart(self, name: str, grace: float | None = None) -> bool:
-        problem = self._why_not(name)
-        if problem:
+        if problem := self._why_not(name):
             self._log.say(f"cannot restart {name}: {problem}")
         else:
             self._by_name[name].restart(grace)
@@ -363,10 +363,12 @@ class _Supervisor:
         return bool(self._due)
 
     def _is_done(self) -> bool:
-        """True if nothing more can happen: the remaining daemons wait for a oneshot that failed."""
-        if self._state.has_news or self._due:
-            return all(one.state in _ENDED for one in self._daemons)
-        return all(one.state in _ENDED or (one.state, one.deadline) == (_WAITING, _NEVER) for one in self._daemons)
+        """True if nothing more can happen: all have ended, or wait for a oneshot that has failed."""
+        is_settled = not (self._state.has_news or self._due)
+        return all(
+            one.state in _ENDED or (is_settled and one.state == _WAITING and one.deadline == _NEVER)
+            for one in self._daemons
+        )
 
     def _end_if_essential(self) -> None:
         for daemon in self._daemons:
@@ -397,13 +399,13 @@ _NEVER = float("inf")
 class _StopOrder(Exception):
     """A request to stop, and how long that may take. A shutdown throws it into every story; a restart sends it."""
 
-    def __init__(self, at: float, grace: float | None = None) -> None:
-        self.at, self.grace, self.at_once = at, grace, False
+    def __init__(self, at: float, grace: float | None = None, *, is_shutdown: bool = False) -> None:
+        self.at, self.grace, self.is_shutdown = at, grace, is_shutdown
 
     def kill_at(self, spec: _DaemonSpec) -> float:
-        """Not computed once: tests change _GRACE_SECONDS, and a second INT means now."""
-        usual = _GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace
-        return self.at if self.at_once else self.at + (usual if self.grace is None else self.grace)
+        """Computed each time: tests change _GRACE_SECONDS, and a second SIGINT sets `grace` to 0."""
+        usual = _GRACE_SECONDS if self.is_shutdown else _RESTART_GRACE_SECONDS
+        return self.at + next(grace for grace in (self.grace, spec.stop_grace, usual) if grace is not None)
 
 
 class _Daemon:
@@ -417,16 +419,16 @@ class _Daemon:
         self, spec: _DaemonSpec, clock: Callable[[], float], launcher: _Launcher, log: _Log, state: _State,
         pipes: _Watch,
     ) -> None:  # fmt: skip
-        self.spec, self._clock, self._launcher, self._log = spec, clock, launcher, log
+        self.spec, self.clock, self._launcher, self._log = spec, clock, launcher, log
         self.state, self.deadline = _WAITING, _NEVER
         self.process: _Process | None = None
         self.output = _Output(spec, log, pipes)  # one pipe for all its processes: it never ends
-        self.history = _History(spec, log, state)
+        self.history = _History(spec, clock, log, state)
         self._shutdown: _StopOrder | None = None
         self._story = self._whole_story([], 0.0)
 
     def begin(self, after: list[_Daemon], pause: float = 0.0) -> None:
-        self._story = self._whole_story(after, self._clock() + pause)
+        self._story = self._whole_story(after, self.clock() + pause)
         next(self._story)
 
     def advance(self, restart: _StopOrder | None = None) -> None:
@@ -436,90 +438,79 @@ class _Daemon:
     def restart(self, grace: float | None = None) -> None:
         """Request a restart; `history.answered` and `history.is_refused` tell the result."""
         self.history.ask()
-        self.advance(self._restart_order(grace))
+        self.advance(_StopOrder(self.clock(), grace))
 
     def shut_down(self, order: _StopOrder) -> None:
         self._shutdown = order
         if self.state not in _ENDED:
             self._move(lambda: self._story.throw(order))
 
-    def forward(self, number: int) -> str:
-        """Signal its own process. Returns the reason why that is not possible; empty if it was delivered."""
-        self.history.ask()
-        is_up = self.state in _LIVE and self.process and self.process.is_executed and self.process.poll() is None
-        problem = self.process.try_signal(number) if is_up and self.process else "it is not running"
-        what = f"{_signal_name(number)} delivered to {self.spec.name}"
-        self.history.answer(f"cannot signal {self.spec.name}: {problem}" if problem else what, is_refused=problem > "")
-        return problem
+    def forward(self, number: int) -> bool:
+        """Signal its own process. True if that was possible."""
+        process, problem = self.process, "it is not running"
+        if process and self.state in _LIVE and process.is_executed and process.poll() is None:
+            problem = process.try_signal(number)
+        self.history.forwarded(number, problem)
+        return not problem
 
     def run(self, argv: Sequence[str], output: _Output) -> _Process:
         """Start a command with all that the daemon has: the daemon itself, its check, its readiness command."""
         return self._launcher.start(self.spec, argv, output, self)
 
     def _move(self, step: Callable[[], object]) -> None:
+        """Resume the story; after an internal error it begins again, with the running process or with a new one."""
         try:
             step()
+            return
         except StopIteration:
-            if self.state != _STOPPED:  # the story ended early: another error hit it while it began again
-                self._begin_again()
+            if self.state == _STOPPED:
+                return  # else an error hit it while it began again
         except Exception as error:
             _complain(self._log, error)
-            self._begin_again()
-
-    def _begin_again(self) -> None:
-        """Start over after an internal error: with the running process, or with a new one."""
         self.history.answer(f"cannot restart {self.spec.name}: internal error", is_refused=True)
         self.begin([], pause=0.1)
-        if self._shutdown:
-            try:
-                self._story.throw(self._shutdown)
-            except StopIteration:
-                pass
-            except Exception as error:  # the other daemons must get the order, too
-                _complain(self._log, error)
 
     def _whole_story(self, after: list[_Daemon], begin_at: float) -> _Part[None]:
         try:
             is_asked = yield from self._wait_for(after, begin_at)
             while True:
-                is_asked = yield from self._live(is_asked)
+                is_asked = yield from self._run_once(is_asked)
         except _StopOrder as order:
             if self.process and not self.process.is_gone:
                 yield from self._stop(self.process, order)
-                if not self.history.outcome[0]:
-                    status = _shell_status(self.process.returncode or 0)
-                    self.history.outcome = (0, int(status == 137), status)
+                self.history.was_stopped(self.process)
         self._enter(_STOPPED)
         self.history.record("stopped")
 
-    def _live(self, is_asked: bool) -> _Part[bool]:
+    def _run_once(self, is_asked: bool) -> _Part[bool]:
         """One process, from its start to the rest after its exit. True if the next start was requested."""
         if (self.process is None or self.process.is_gone) and (rest := (yield from self._start(is_asked))):
             return (yield from self._rest(*rest))
         assert self.process
-        rest, order = yield from self._serve(self.process)
-        is_asked = yield from self._stop(self.process, order or self._restart_order(), is_asked=order is not None)
-        return is_asked or (yield from self._rest(*rest))
+        after = yield from self._serve(self.process)
+        if isinstance(after, _StopOrder):
+            return (yield from self._stop(self.process, after, is_asked=True))
+        return (yield from self._stop(self.process, _StopOrder(self.clock()))) or (yield from self._rest(*after))
 
     def _wait_for(self, others: list[_Daemon], begin_at: float) -> _Part[bool]:
         """Wait until all others have been ready once: for 10 s, or without a limit if a oneshot is among them."""
         order, give_up_at = (yield self._enter(_WAITING, begin_at)), _NEVER
-        while not order and self._clock() < begin_at:
+        while not order and self.clock() < begin_at:
             order = yield self._enter(_WAITING, begin_at)
+        if self._shutdown:  # requested before an internal error
+            raise self._shutdown
         while missing := [other for other in others if other.can_become_ready]:
             names = ", ".join(other.spec.name for other in missing)
-            is_patient = any(other.spec.oneshot for other in missing)
-            failed = [f"; {one.spec.name} {one.problem}" for one in missing if one.spec.oneshot and one.problem]
+            oneshots = [other for other in missing if other.spec.oneshot]
+            failed = [f"; {oneshot.spec.name} {oneshot.problem}" for oneshot in oneshots if oneshot.problem]
             self.history.explain("".join([f"waits for {names}", *failed]))
-            if order and not is_patient:
+            if order and not oneshots:
                 break
             if order:
                 self.history.refuse(f"it {self.history.reason}")
-            if is_patient or any(other.state == _WAITING for other in missing):
-                give_up_at = _NEVER
-            else:
-                give_up_at = min(give_up_at, self._clock() + _AFTER_SECONDS)
-            if self._clock() >= give_up_at:
+            is_limited = not oneshots and all(other.state != _WAITING for other in missing)
+            give_up_at = min(give_up_at, self.clock() + _AFTER_SECONDS) if is_limited else _NEVER
+            if self.clock() >= give_up_at:
                 self._log.say(f"{names} is not ready after {_AFTER_SECONDS:g} s; starting {self.spec.name} anyway")
                 break
             order = yield self._enter(_WAITING, give_up_at)
@@ -530,9 +521,9 @@ class _Daemon:
         before = self.process
         try:
             process = self.process = self.run(self.spec.argv, self.output)
-            give_up_at = self._clock() + _CHECK_SECONDS
+            give_up_at = self.clock() + _EXEC_SECONDS
             while not process.is_executed:
-                if self._clock() >= give_up_at:  # another process of the same user may have suspended it
+                if self.clock() >= give_up_at:  # another process of the same user may have suspended it
                     process.kill()
                     raise _CannotStart(f"execute {self.spec.argv[0]}", reason="it took too long", may_pass=True)
                 if process.problem:
@@ -540,69 +531,53 @@ class _Daemon:
                 yield self._enter(_STARTING, give_up_at)
         except _CannotStart as problem:
             self.process = before
-            return self._not_started(problem)
+            if problem.status is None and not self.history.starts:
+                self.output.close()  # descriptors may be what is missing
+            delay = self.history.not_started(problem)
+            return (_FAILED, _NEVER) if delay is None else (_BACKOFF, self.clock() + delay)
         self.output.lines.last_lines = b""
         self.history.started(process, is_asked)
         return None
 
-    def _not_started(self, problem: _CannotStart) -> _Rest:
-        if problem.status is None:
-            if not self.history.starts:
-                self.output.close()  # descriptors may be what is missing
-            self.history.failed_starts += 1
-            delay = _backoff(self.history.failed_starts)
-            self.history.not_started(problem, f"trying again in {delay:.1f} s")
-            return _BACKOFF, self._clock() + delay
-        self.history.outcome = (1, 0, problem.status)
-        self.history.not_started(problem, "it stays down until a restart is asked for")
-        return _FAILED, _NEVER
-
-    def _serve(self, process: _Process) -> _Part[tuple[_Rest, _StopOrder | None]]:
-        """Watch the process until it exits, or until a restart is due: then returns the order to stop it."""
-        readiness = _Readiness(self.spec, process, self, self._launcher.ports)
+    def _serve(self, process: _Process) -> _Part[_Rest | _StopOrder]:
+        """Watch the process until it exits, or until a restart may stop it: returns what comes after that."""
+        readiness = _Readiness(self, process, self._launcher.ports)
         try:
             while process.returncode is None:
-                if not process.is_ready and readiness.look(self._clock()):
-                    self.history.became_ready(process, self._uptime(process))
-                elif readiness.complaint:
-                    self.history.explain(readiness.complaint)
-                self.history.end_series(self._uptime(process))
-                steady_at = process.started_at + _STEADY_SECONDS if self.history.exits else _NEVER
+                look_at = readiness.look()
                 state = _RUNNING if process.is_ready or self.spec.oneshot else _STARTING
-                order = yield self._enter(state, steady_at if process.is_ready else min(steady_at, readiness.deadline))
+                order = yield self._enter(state, min(look_at, self.history.steady_at(process)))
                 if order and process.returncode is None:
                     self.history.accept()
                     problem = yield from self._check(process)
                     if not problem:
                         if process.poll() is not None:
                             self.history.ended_by_itself(process)
-                            self._tell_exit(process)
-                        order.at = self._clock()  # the grace does not include the check
-                        return (_STARTING, 0.0), order
+                            self._report_exit(process)
+                        order.at = self.clock()  # the grace does not include the check
+                        return order
                     self.history.refuse(problem)
         finally:
             readiness.close()
-        return self._after_exit(process), None
+        return self._after_exit(process)
 
     def _after_exit(self, process: _Process) -> _Rest:
         """Apply the restart policy to an exit that was not requested."""
         history, status = self.history, self.history.ended_by_itself(process)
-        self.history.end_series(self._uptime(process))
         is_done = self.spec.oneshot and status == 0
         policy = self.spec.restart if self._launcher.may_restart and not is_done else "never"
         if policy == "never" or (policy == "on-failure" and status == 0):
-            self._tell_exit(process)
+            self._report_exit(process)
             if is_done:
-                self.history.became_ready(process, self._uptime(process))
+                history.became_ready(process)
             history.exits = 0
             return _EXITED, _NEVER
-        history.exits += 1
-        delay = _backoff(history.exits)
-        self._tell_exit(process, delay)
+        delay = history.count_exit(process)
+        self._report_exit(process, delay)
         if history.exits == _CRASH_LOOP_EXITS:
             history.say(f"is crash-looping: {history.exits} exits, each within {_STEADY_SECONDS:g} s")
             history.record("crash-looping", exits=history.exits)
-        return _BACKOFF, self._clock() + delay
+        return _BACKOFF, self.clock() + delay
 
     def _check(self, process: _Process) -> _Part[str]:
         """The reason why the check forbids the restart; empty if it passes, or if `process` has exited meanwhile.
@@ -613,46 +588,39 @@ class _Daemon:
         for _ in range(2):
             if not repeat or process.returncode is not None:
                 break
-            check, output, deadline = None, self.output.sibling(), self._clock() + _CHECK_SECONDS
-            repeat = False
+            check, repeat = _Attempt(self, self.spec.check, "its check", _CHECK_SECONDS), False
             try:
-                check = self.run(self.spec.check, output)
-                while check.returncode is None and process.returncode is None and self._clock() < deadline:
-                    repeat |= (yield self._enter(_CHECKING, deadline)) is not None
-                problem = check.verdict("its check", _CHECK_SECONDS, output)
-            except _CannotStart as refusal:
-                problem = str(refusal)
+                while (outcome := check.problem()) is None and process.returncode is None:
+                    repeat |= (yield self._enter(_CHECKING, check.deadline)) is not None
+                problem = outcome or ""
             finally:
-                if check:
-                    check.kill()
-                output.close()
-        return "" if process.returncode is not None else self._log.redact_text(problem)
+                check.close()
+        return "" if process.returncode is not None else problem
 
     def _stop(self, process: _Process, order: _StopOrder, *, is_asked: bool = False) -> _Part[bool]:
         """Stop the process group; returns when it is empty. True if a restart was requested."""
-        is_told = process.returncode is not None
-        give_up_at = self._clock() + _GIVE_UP_SECONDS if process.stopped_by == signal.SIGKILL else _NEVER
+        is_reported = process.returncode is not None
+        give_up_at = self.clock() + _GIVE_UP_SECONDS
         if not process.stopped_by:
-            process.stop(self.spec.stop_signal, "group" if is_told else self.spec.stop_to)
+            process.stop(self.spec.stop_signal, "group" if is_reported else self.spec.stop_to)
         while True:
-            if process.returncode is not None and not is_told:
-                is_told = True
-                self._tell_exit(process)
+            if process.returncode is not None and not is_reported:
+                is_reported = True
+                self._report_exit(process)
                 if self.spec.stop_to == "leader" and process.stopped_by != signal.SIGKILL:
                     process.stop(self.spec.stop_signal, "group")  # what it has left behind
-            now, kill_at = self._clock(), order.kill_at(self.spec)
-            if process.returncode is not None and not process.signal_group(0):
-                break
+            if is_reported and not process.signal_group(0):
+                return is_asked
             if process.is_out_of_reach:
                 self._log.say_once(f"cannot signal {self.spec.name}: the container needs the capability KILL")
-            if now >= give_up_at and (process.returncode is not None or order is self._shutdown):
+            now, kill_at = self.clock(), order.kill_at(self.spec)
+            is_killed = process.stopped_by == signal.SIGKILL
+            if is_killed and now >= give_up_at and (is_reported or order.is_shutdown):
                 process.is_gone = True
                 process.returncode = -signal.SIGKILL if process.returncode is None else process.returncode
-                break
-            is_too_late = now >= kill_at and process.stopped_by != signal.SIGKILL
-            if is_too_late and (process.returncode is not None or process.poll() is None):
-                late = f"has not stopped after {now - order.at:.1f} s; killing it"
-                self.history.say("is killed at once: a second SIGINT came" if order.at_once else late)
+                return is_asked
+            if not is_killed and now >= kill_at and (is_reported or process.poll() is None):
+                self.history.say(f"has not stopped after {now - order.at:.1f} s; killing it")
                 self.history.record("killed")
                 process.stop(signal.SIGKILL, "group")
                 give_up_at = now + _GIVE_UP_SECONDS
@@ -661,11 +629,10 @@ class _Daemon:
             if (yield self._enter(_STOPPING, now + _POLL_INTERVAL if is_unseen else kill_at)) and not is_asked:
                 is_asked = True
                 self.history.accept()
-        return is_asked
 
     def _rest(self, state: str, until: float) -> _Part[bool]:
         """Wait before the next start. True if that was requested."""
-        while self._clock() < until:
+        while self.clock() < until:
             if (yield self._enter(state, until)):
                 self.history.accept()
                 return True
@@ -678,17 +645,10 @@ class _Daemon:
             self.history.touch()
         return state
 
-    def _tell_exit(self, process: _Process, delay: float | None = None) -> None:
+    def _report_exit(self, process: _Process, delay: float | None = None) -> None:
         """Log the exit, after all output of the process that the log has room for."""
         self.output.drain()
-        self.history.exited(process, self._uptime(process), delay, self.output.lines.last_lines, self._launcher.oom)
-
-    def _restart_order(self, grace: float | None = None) -> _StopOrder:
-        usual = _RESTART_GRACE_SECONDS if self.spec.stop_grace is None else self.spec.stop_grace
-        return _StopOrder(self._clock(), usual if grace is None else grace)
-
-    def _uptime(self, process: _Process) -> float:
-        return self._clock() - process.started_at
+        self.history.exited(process, delay, self.output.lines.last_lines, self._launcher.oom)
 
     @property
     def is_about_to_run(self) -> bool:
@@ -707,7 +667,7 @@ class _Daemon:
         return "is crash-looping" if self.history.is_crash_looping else self.history.reason if is_down else ""
 
     def describe(self) -> dict[str, object]:
-        return self.history.describe(self.state, self.process, self.deadline - self._clock())
+        return self.history.describe(self.state, self.process, self.deadline - self.clock())
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
@@ -1117,87 +1077,106 @@ class _Process:
         if self.returncode is None:
             self.stop(signal.SIGKILL, "group")
 
-    def verdict(self, what: str, limit: float, output: _Output) -> str:
-        """What is wrong with a check or a readiness command, with its last line; nothing if it exited with 0."""
-        if self.problem:
-            raise self.problem
-        output.drain(is_last=True)
-        said = "".join(f" ({line})" for line in output.lines.last_lines.decode("utf-8", "replace").splitlines()[-1:])
-        if self.returncode is None:
-            return f"{what} took longer than {limit:g} s{said}"
-        return f"{what} {_exit_text(self.returncode)}{said}" if self.returncode else ""
+
+class _Attempt:
+    """One run of a check or a readiness command, with a pipe of its own and a time limit."""
+
+    def __init__(self, daemon: _Daemon, argv: Sequence[str], what: str, seconds: float, *, is_silent: bool = False):
+        self._clock, self._what, self._seconds = daemon.clock, what, seconds
+        self.deadline = daemon.clock() + seconds
+        self._output = daemon.output.sibling(is_silent=is_silent)
+        try:
+            self.process = daemon.run(argv, self._output)
+        except _CannotStart as problem:
+            self.process = _Process(0, 126)
+            self.process.problem = problem
+
+    def problem(self) -> str | None:
+        """What is wrong, with the last line of its output; empty if it exited with 0; None while it runs."""
+        process = self.process
+        if process.returncode is None and self._clock() < self.deadline:
+            return None
+        if process.problem or process.returncode == 0:
+            return str(process.problem or "")
+        self._output.drain(is_last=True)
+        last = self._output.lines.last_lines.decode("utf-8", "replace").splitlines()[-1:]
+        ended = (
+            f"took longer than {self._seconds:g} s" if process.returncode is None else _exit_text(process.returncode)
+        )
+        return " ".join([self._what, ended, *(f"({line})" for line in last)])
+
+    def close(self) -> None:
+        self.process.kill()
+        self._output.close()
 
 
 class _Readiness:
     """Whether a daemon is ready: its port, its readiness command, or both; without either, once it was executed."""
 
-    def __init__(self, spec: _DaemonSpec, process: _Process, owner: _Daemon, ports: _Ports) -> None:
-        self._spec, self._process, self._owner, self._ports = spec, process, owner, ports
-        self._awaited = {what for what in ("port", "ready", "oneshot") if getattr(spec, what)}
-        self._try: _Process | None = None
-        self._killed: _Process | None = None
-        self._output, self._failures = owner.output, 0
-        self._try_at = 0.0  # the time of the next try, or the end of the one that runs
-        self.deadline, self.complaint = 0.0, ""
+    def __init__(self, daemon: _Daemon, process: _Process, ports: _Ports) -> None:
+        self._daemon, self._process, self._ports = daemon, process, ports
+        self._awaited = [self._port()] if daemon.spec.port else []
+        self._awaited += [self._command()] if daemon.spec.ready else []
 
-    def look(self, now: float) -> bool:
-        self.deadline = _NEVER
-        if "port" in self._awaited:
-            self._look_at_port()
-            self.deadline = now - now % self._ports.interval + self._ports.interval  # all look in one turn of the loop
-        if "ready" in self._awaited:
-            self._look_at_command(now)
-            self.deadline = min(self.deadline, self._try_at)
-        return not self._awaited
-
-    def _look_at_port(self) -> None:
-        try:
-            sockets = self._ports.sockets(self._spec.port or 0)
-        except OSError as error:
-            self.complaint = f"is not ready: listening sockets cannot be read: {error.strerror}"
-            return
-        if sockets - self._process.old_sockets:
-            self._awaited.discard("port")
-        elif sockets:
-            self.complaint = f"is not ready: another process holds port {self._spec.port}"
-
-    def _look_at_command(self, now: float) -> None:
-        failure = ""
-        try:
-            if self._try is None and now >= self._try_at:
-                if self._killed and self._killed.returncode is None:  # it hangs in the kernel
-                    self._try_at = now + _READY_LAST
-                    return
-                self._output = self._owner.output.sibling(is_silent=self._failures < _READY_SILENT)
-                self._try, self._try_at = self._owner.run(self._spec.ready, self._output), now + _READY_SECONDS
-            if self._try is None or (self._try.returncode is None and now < self._try_at):
-                return
-            failure = self._try.verdict("its readiness command", _READY_SECONDS, self._output)
-        except _CannotStart as problem:
-            failure = str(problem)
-        self.close()
-        if not failure:
-            self._awaited.discard("ready")
-            return
-        self._failures += 1
-        self._try_at = now + min(_READY_FIRST * 2.0 ** min(self._failures - 1, 16), _READY_LAST)
-        if self._failures >= _READY_SILENT:
-            self.complaint = f"is not ready: {failure}"
+    def look(self) -> float:
+        """Returns when to look again."""
+        if self._process.is_ready or self._daemon.spec.oneshot:  # that is ready when it has exited with 0
+            return _NEVER
+        look_at = min((next(awaited, _NEVER) for awaited in self._awaited), default=_NEVER)
+        if look_at == _NEVER:
+            self._daemon.history.became_ready(self._process)
+        return look_at
 
     def close(self) -> None:
-        """End the try that runs."""
-        if self._try:
-            self._try.kill()
-            self._killed, self._try = self._try, None
-        if self._output is not self._owner.output:
-            self._output.close()
+        for awaited in self._awaited:
+            awaited.close()
+
+    def _port(self) -> Generator[float, None, None]:
+        """Ends when a socket listens that did not before the process was started."""
+        port = self._daemon.spec.port or 0
+        while True:
+            try:
+                sockets = self._ports.sockets(port)
+                if sockets - self._process.old_sockets:
+                    return
+                problem = f"another process holds port {port}" if sockets else ""
+            except OSError as error:
+                problem = f"listening sockets cannot be read: {error.strerror}"
+            if problem:
+                self._daemon.history.explain(f"is not ready: {problem}")
+            now = self._daemon.clock()
+            yield now - now % self._ports.interval + self._ports.interval  # all look in one turn of the loop
+
+    def _command(self) -> Generator[float, None, None]:
+        """Ends when the readiness command has exited with 0."""
+        failures, clock = 0, self._daemon.clock
+        while True:
+            is_silent = failures < _READY_SILENT
+            attempt = _Attempt(
+                self._daemon, self._daemon.spec.ready, "its readiness command", _READY_SECONDS, is_silent=is_silent
+            )
+            try:
+                while (problem := attempt.problem()) is None:
+                    yield attempt.deadline
+            finally:
+                attempt.close()
+            if not problem:
+                return
+            failures += 1
+            if failures >= _READY_SILENT:
+                self._daemon.history.explain(f"is not ready: {problem}")
+            again_at = clock() + min(_READY_FIRST * 2.0 ** min(failures - 1, 16), _READY_LAST)
+            while (
+                clock() < again_at or attempt.process.returncode is None
+            ):  # one that hangs in the kernel outlives KILL
+                yield again_at if clock() < again_at else clock() + _READY_LAST
 
 
 class _History:
-    """What is remembered of a daemon beyond one life; and how people and tools are told of it."""
+    """What is remembered of a daemon beyond one process, and how people and tools are told of it."""
 
-    def __init__(self, spec: _DaemonSpec, log: _Log, state: _State) -> None:
-        self._spec, self._log, self._state = spec, log, state
+    def __init__(self, spec: _DaemonSpec, clock: Callable[[], float], log: _Log, state: _State) -> None:
+        self._spec, self._clock, self._log, self._state = spec, clock, log, state
         self._pid: int | None = None
         self.starts = 0
         self.exits = self.failed_starts = 0  # in a row
@@ -1221,18 +1200,6 @@ class _History:
     def record(self, event: str, **more: object) -> None:
         self._state.record(event, self._spec.name, self._pid, **more)
 
-    def ended_by_itself(self, process: _Process) -> int:
-        """Returns the status that counts until it is started again."""
-        status = _shell_status(process.returncode or 0)
-        self.outcome = (int(status != 0), 0, status)
-        return status
-
-    def end_series(self, uptime: float) -> None:
-        """A minute of uptime ends a series of exits."""
-        if self.exits and uptime >= _STEADY_SECONDS:
-            self.exits = 0
-            self.touch()
-
     def explain(self, reason: str) -> None:
         """Say why it is not up yet, whenever the reason changes."""
         reason = self._log.redact_text(reason)
@@ -1241,27 +1208,38 @@ class _History:
             self.say(reason)
             self.touch()
 
-    def accept(self) -> None:
-        """A restart."""
-        self.exits = self.failed_starts = 0
-        self._log.say(f"restarting {self._spec.name}")
-        self.record("restarting")
-
-    def refuse(self, problem: str) -> None:
-        what = f"cannot restart {self._spec.name}: {problem}"
-        self._log.say(f"{what}; nothing was changed")
-        self.record("refused", reason=problem)
-        self.answer(what, is_refused=True)
+    # a request, and the answer to all requests since the last answer
 
     def ask(self) -> None:
         self.asked += 1
         self.touch()
 
     def answer(self, text: str, *, is_refused: bool = False) -> None:
-        """To all requests since the last answer."""
         if self.answered < self.asked:
             self.answered, self._answer, self.is_refused = self.asked, text, is_refused
             self.touch()
+
+    def accept(self) -> None:
+        self.exits = self.failed_starts = 0
+        self._log.say(f"restarting {self._spec.name}")
+        self.record("restarting")
+
+    def refuse(self, problem: str) -> None:
+        problem = self._log.redact_text(problem)
+        what = f"cannot restart {self._spec.name}: {problem}"
+        self._log.say(f"{what}; nothing was changed")
+        self.record("refused", reason=problem)
+        self.answer(what, is_refused=True)
+
+    def forwarded(self, number: int, problem: str) -> None:
+        what = f"{_signal_name(number)} for {self._spec.name} dropped: {problem}"
+        what = what if problem else f"{_signal_name(number)} delivered to {self._spec.name}"
+        self.ask()
+        self._log.say(what)
+        self.record("signal", signal=_signal_name(number), forwarded=not problem, reason=problem or None)
+        self.answer(what, is_refused=problem > "")
+
+    # a process, from its start to its exit
 
     def started(self, process: _Process, is_asked: bool) -> None:
         self._pid = process.pid
@@ -1272,29 +1250,62 @@ class _History:
         self.record(event)
         self.answer(f"{self._spec.name} {event} (pid {process.pid})")
 
-    def not_started(self, problem: _CannotStart, what_next: str) -> None:
+    def not_started(self, problem: _CannotStart) -> float | None:
+        """Returns the delay until the next try; None if there will be none."""
+        delay, what_next = None, "it stays down until a restart is requested"
+        if problem.status is None:
+            self.failed_starts += 1
+            delay = _backoff(self.failed_starts)
+            what_next = f"trying again in {delay:.1f} s"
+        else:
+            self.outcome = (1, 0, problem.status)
         self.reason = self._log.redact_text(str(problem))
         what = f"cannot start {self._spec.name}: {self.reason}"
         self._log.say(f"{what}; {what_next}")
-        self.record("failed" if problem.status else "not-started", reason=self.reason)
+        self.record("failed" if delay is None else "not-started", reason=self.reason)
         self.answer(what, is_refused=True)
+        return delay
 
-    def became_ready(self, process: _Process, uptime: float) -> None:
+    def became_ready(self, process: _Process) -> None:
         process.is_ready = self.was_ready = True
-        self.reason = ""
+        self.reason, uptime = "", self._clock() - process.started_at
         if self._spec.port or self._spec.ready:
             self.say(f"ready after {uptime:.2f} s")
         self.record("ready", seconds=round(uptime, 3))
 
-    def exited(
-        self, process: _Process, uptime: float, delay: float | None, last_lines: bytes, counter: _OomCounter
-    ) -> None:
-        code = process.returncode or 0
+    def steady_at(self, process: _Process) -> float:
+        """When enough uptime ends a series of exits; never if there is none, or if it has ended just now."""
+        steady_at = process.started_at + _STEADY_SECONDS
+        if self.exits and self._clock() >= steady_at:
+            self.exits = 0
+            self.touch()
+        return steady_at if self.exits else _NEVER
+
+    def count_exit(self, process: _Process) -> float:
+        """Count an exit that a restart follows; returns the delay before it."""
+        self.steady_at(process)
+        self.exits += 1
+        return _backoff(self.exits)
+
+    def ended_by_itself(self, process: _Process) -> int:
+        """Returns the status that counts until it is started again."""
+        status = _shell_status(process.returncode or 0)
+        self.outcome = (int(status != 0), 0, status)
+        return status
+
+    def was_stopped(self, process: _Process) -> None:
+        """A failure from before the shutdown counts more."""
+        if not self.outcome[0]:
+            status = _shell_status(process.returncode or 0)
+            self.outcome = (0, int(status == 137), status)
+
+    def exited(self, process: _Process, delay: float | None, last_lines: bytes, counter: _OomCounter) -> None:
+        code, uptime = process.returncode or 0, self._clock() - process.started_at
         is_killed_by_others = code == -signal.SIGKILL and process.stopped_by != signal.SIGKILL
         oom = counter.has_counted() if is_killed_by_others else False
         self.reason = self.last_exit = _exit_text(code) + (" (out of memory)" if oom else "")
         self.say(f"{self.reason} after {uptime:.1f} s" + ("" if delay is None else f"; restarting in {delay:.1f} s"))
-        self._log.flush()  # people first
+        self._log.flush()  # before the event: a reader of both finds the line
         self.record(
             "exited", code=code if code >= 0 else None, signal=_signal_name(-code) if code < 0 else None, oom=oom,
             uptime=round(uptime, 3), restarts=max(self.starts - 1, 0), next_start_in=delay and round(delay, 3),

@@ -397,7 +397,7 @@ class PlaceTest(NamespaceTestCase):
             self.assertEqual(bundle.lines("a"), [str(place).encode()])
 
     def _said(self, reason: str) -> str:
-        return f"cannot start a: {reason}; it stays down until a restart is asked for"
+        return f"cannot start a: {reason}; it stays down until a restart is requested"
 
 
 class PrefixTest(NamespaceTestCase):

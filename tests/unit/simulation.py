@@ -446,7 +446,8 @@ class History:
         if self.done:
             return
         self._note(f"restart_daemon({name!r}, grace={grace})")
-        self.requests.append((name, grace))
+        is_default = grace == RESTART_GRACE  # then the table's counts, if it has one
+        self.requests.append((name, expected.grace(grace) if expected and is_default else grace))
         self._on_all_reaped()
 
         turns = itertools.count()

@@ -164,7 +164,9 @@ class Baked(BakeTest):
         self.assertEqual(code, 0)
         imported = set(re.findall(r"\| +([\w.]+)$", err, re.MULTILINE))
         self.assertIn("_ctypes", imported)  # it has been a whole run
-        self.assertEqual(imported & {"argparse", "ast", "ctypes", "importlib.util", "json", "re", "socket", "tomllib"}, set())
+        self.assertEqual(
+            imported & {"argparse", "ast", "ctypes", "importlib.util", "json", "re", "socket", "tomllib"}, set()
+        )
 
 
 class BakedProgram(BakeTest):

@@ -394,6 +394,17 @@ class Stop(MachineTest):
                 self.walk(("wait 0.2", "stopping"))
                 self.assertIn(KILLED, self.system.signals)
 
+    def test_it_holds_for_a_restart_by_a_call_too_unless_another_is_given(self) -> None:
+        for given, expected in (({}, 30.0), ({"grace": 5.0}, 30.0), ({"grace": 1.0}, 1.0)):
+            with self.subTest(given=given):
+                self.doCleanups()
+                self.setUp()
+                self.supervise(web(stop={"grace": 30}))
+                self.walk(("start", "running"))
+                with mock.patch.object(self.supervisor, "tick", side_effect=InterruptedError):
+                    self.assertRaises(InterruptedError, self.supervisor.restart_daemon, "web", **given)
+                self.assertEqual(self.seconds_to_deadline(), expected)
+
     def test_and_for_what_a_daemon_leaves_behind(self) -> None:
         self.supervise(web(stop={"grace": 0.5}))
         self.walk(("start", "running"), ("orphans", "stopping"), ("wait 0.4", "stopping"))
@@ -595,7 +606,7 @@ class UnexpectedErrors(MachineTest):
     def test_one_that_stays_costs_a_line_and_a_pause_of_a_tenth_of_a_second_each_time(self) -> None:
         self.supervise(web())
         self.happen("start")
-        with mock.patch.object(self.daemons["web"], "_uptime", side_effect=RuntimeError("x")):
+        with mock.patch.object(self.daemons["web"].history, "ended_by_itself", side_effect=RuntimeError("x")):
             self.happen("exits 7")
             for lines in range(1, 10):
                 said = [line for line in self.log.lines if line.startswith("internal error: ")]

@@ -55,7 +55,7 @@ class Control(unittest.TestCase):
             self.assert_found("does not wait for")
 
     def test_a_readiness_command_that_is_not_waited_for(self) -> None:
-        with mock.patch.object(_Readiness, "look", lambda readiness, now: True):
+        with mock.patch.object(_Readiness, "_command", lambda readiness: (at for at in range(0))):
             self.assert_found("is not ready")
 
     def test_an_exit_code_that_is_wrong(self) -> None:

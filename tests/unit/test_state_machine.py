@@ -387,7 +387,7 @@ class StartThatFails(MachineTest):
         self.walk(("start", "failed"), ("wait 1000", "failed"))
         self.assertEqual(self.kinds(), ["failed"])
         why = "cannot execute web: No such file or directory"
-        self.assert_said(f"cannot start web: {why}; it stays down until a restart is asked for")
+        self.assert_said(f"cannot start web: {why}; it stays down until a restart is requested")
         self.assertEqual(self.status()["reason"], why)
         self.assertEqual(self.supervisor.exit_code(), 127)
 

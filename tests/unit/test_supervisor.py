@@ -316,7 +316,7 @@ class Child(SupervisorTest):
         daemons = supervisor._daemons
         self.tick_until(supervisor, lambda: all(one.state == "failed" for one in daemons[:300]), "300 failures")
         self.tick_until_logged(supervisor, "after started")
-        why = f"cannot execute {path}: No such file or directory; it stays down until a restart is asked for\n"
+        why = f"cannot execute {path}: No such file or directory; it stays down until a restart is requested\n"
         self.assertEqual(self.logged().count(why), 300)
         supervisor.request_shutdown("enough")
         self.tick_until_done(supervisor)
