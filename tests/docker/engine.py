@@ -7,6 +7,7 @@ the names in HOSTS, and the bundle shares that loopback. Both see the directory 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -60,7 +61,7 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 
 @functools.cache
 def why_not() -> str:
-    """Why these tests cannot run here; empty where they can. Says once which pipelock the image holds."""
+    """Why these tests cannot run here; empty where they can. Their last line says which pipelock the image holds."""
     try:
         if docker("info", check=False).returncode != 0:
             return "no Docker engine answers"
@@ -72,7 +73,7 @@ def why_not() -> str:
         if docker("image", "inspect", image, check=False).returncode != 0:
             return f"the engine has no image {image}"
     run = ("run", "--rm", "--network", "none", "--entrypoint", "pipelock", IMAGE, "--version")
-    print(f"\ndocker tests: {IMAGE} holds pipelock: {docker(*run).stdout.strip()}", file=sys.stderr)
+    atexit.register(print, f"the pipelock in {IMAGE}: {docker(*run).stdout.strip()}", file=sys.stderr)
     return ""
 
 

@@ -2,9 +2,9 @@
 """A stand-in for pipelock, for the tests on machines that cannot get the real image.
 
 What the bundle relies on, and no more: the command lines `run`, `check` and `healthcheck`, a configuration file that
-is read strictly, an allowlist, CONNECT and plain forward proxying, and `GET /health`. No scanning of any kind.
-TERM and INT end it at once, HUP reads the file again. USR1, which toggles the real one's kill switch, ends it: a
-supervisor that forwarded it would be found out.
+is read strictly and again when it changes, an allowlist, CONNECT and plain forward proxying, and `GET /health`. No
+scanning of any kind. TERM and INT end it at once, HUP reads the file again. USR1, which toggles the real one's kill
+switch, ends it: a supervisor that forwarded it would be found out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import urllib.error
@@ -78,6 +79,13 @@ def load_config(path: str) -> Config:
     return Config(mode, strings(top.get("api_allowlist", []), "api_allowlist"), enabled)
 
 
+def changed_at(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def section(value: object, where: str, known: set[str]) -> dict[str, object]:
     if not isinstance(value, dict):
         raise BadConfig(f"{where}: not a mapping")
@@ -95,10 +103,12 @@ def strings(value: object, where: str) -> tuple[str, ...]:
 class Proxy:
     def __init__(self, path: str) -> None:
         self.path = path
+        self.read_at = changed_at(path)
         self.config = load_config(path)
 
     def reload(self) -> None:
-        """On HUP: the new file, or what is in force where the new one is bad."""
+        """On HUP, and when the file was changed: the new file, or what is in force where the new one is bad."""
+        self.read_at = changed_at(self.path)
         try:
             self.config = load_config(self.path)
             say(f"loaded {len(self.config.allowlist)} host(s)")
@@ -122,6 +132,8 @@ class Proxy:
         writer.close()
 
     async def answer(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.read_at != changed_at(self.path):  # the real one is told by inotify
+            self.reload()
         request_line, _, fields = head.partition(b"\r\n")
         method, target, *_ = [*request_line.decode("latin-1").split(" "), "", ""]
         url = urlsplit(f"//{target}" if method == "CONNECT" else target)
@@ -185,8 +197,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    load_config(options.config)
-    say(f"{options.config} is valid")
+    config = load_config(options.config)
+    print(f"Config validation: OK\n  Mode: {config.mode}\n  API allowlist: {len(config.allowlist)} domains")
     return 0
 
 
@@ -218,7 +230,7 @@ def main() -> int:
     try:
         code: int = options.action(options)
     except BadConfig as error:
-        print(f"cannot use {options.config}: {error}", file=sys.stderr)
+        print(f"Config validation FAILED: {error}", file=sys.stderr)
         return 1
     return code
 

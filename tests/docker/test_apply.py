@@ -31,9 +31,10 @@ class Allowlist(Applying):
     def test_a_new_host_passes_and_nobody_but_pipelock_notices(self) -> None:
         self.assertEqual(self.by_pipelock("late.example.test"), 403)
         client = self.world.popen("python3", "/inside/mcp_kept_open.py")
-        with client:
-            assert client.stdin and client.stdout
-            self.assertEqual(client.stdout.readline(), "open\n")
+        load = self.world.popen("python3", "/inside/load.py", "https://api.example.test/", "--ca", self.ca)
+        with client, load:
+            assert client.stdin and client.stdout and load.stdin and load.stdout
+            self.assertEqual([client.stdout.readline(), load.stdout.readline()], ["open\n", "answered\n"])
             before = self.bundle.pids()
 
             self.bundle.allow("api.example.test", "late.example.test")
@@ -42,12 +43,30 @@ class Allowlist(Applying):
 
             self.assertEqual([self.by_pipelock(f"{host}.example.test") for host in ("late", "api")], [200, 200])
             self.assertEqual(self.by_pipelock("other.example.test"), 403)
-            print("go on", file=client.stdin, flush=True)
+            for process in (client, load):
+                assert process.stdin
+                print("go on", file=process.stdin, flush=True)
             answer = client.stdout.readline()
             self.assertIn("result", json.loads(answer), answer)
+            statuses = json.loads(load.stdout.readline())
+        self.assertEqual(statuses[-1], 200)
+        self.assertLessEqual(set(statuses), {200, 502}, "egress answers 502 while pipelock is away, and nothing else")
         self.assertNotIn("SIGUSR1", self.bundle.daemons()["pipelock"]["last_exit"])
         after = self.bundle.pids()
         self.assertEqual({name for name in before if before[name] != after[name]}, {"pipelock"})
+
+    def test_a_host_is_added_by_rewriting_the_mounted_file_in_place(self) -> None:
+        self.bundle.allow("api.example.test")
+        self.bundle.supervisor("apply", "pipelock")
+        before = self.bundle.pids()
+        self.assertEqual(self.by_pipelock("other.example.test"), 403)
+        self.bundle.allow("api.example.test", "other.example.test")
+        self.bundle.wait_for(lambda: self.by_pipelock("other.example.test") == 200, "pipelock's look at its file")
+        self.assertEqual(self.bundle.pids(), before)
+
+    def test_pipelock_says_that_it_is_healthy(self) -> None:
+        asking = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8888/health').read().decode())"
+        self.assertEqual(json.loads(self.bundle.exec("python3", "-c", asking).stdout)["status"], "healthy")
 
     def replaced(self, before: dict[str, int]) -> bool:
         pipelock = self.bundle.daemons()["pipelock"]

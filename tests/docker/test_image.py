@@ -25,10 +25,16 @@ class Contents(EngineTest):
             (("mitmdump", "--version"), "Mitmproxy"),
             (("git", "--version"), "git version"),
             (("ssh", "-V"), "OpenSSH"),
-            (("pipelock", "check", "--config", "/etc/pipelock.yaml"), "valid"),
+            (("pipelock", "check", "--config", "/etc/pipelock.yaml"), "validation: OK"),
         ):
             with self.subTest(program):
                 self.assertIn(said, self.run_in_image(*program))
+
+    def test_pipelock_refuses_a_file_with_an_unknown_key(self) -> None:
+        bad = "echo 'api_alowlist: [a.test]' >/tmp/bad.yaml; pipelock check --config /tmp/bad.yaml 2>&1; echo exit $?"
+        told = self.run_in_image("sh", "-c", bad)
+        self.assertIn("api_alowlist", told)
+        self.assertTrue(told.endswith("exit 1\n"), told)
 
     def test_plan_misses_nothing(self) -> None:
         done = docker("run", "--rm", "--network", "none", IMAGE, "plan", check=False)
