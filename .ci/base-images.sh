@@ -3,13 +3,17 @@
 #
 #   sidecars-base/mitmproxy         real mitmproxy on Debian trixie, laid out like the official image
 #   sidecars-base/gitleaks          the real gitleaks binary
+#   sidecars-base/pipelock          the real pipelock, if Go is here and gets its source
 #   sidecars-base/pipelock-standin  tests/docker/pipelock_standin.py, which is NOT pipelock
 #   sidecars-base/agent             the other side of the tests: git, sshd, the official MCP client
+#   sidecars-base/python            the newest Python, of Debian testing
 #
-# What is there and was made by this very script is kept: 80 s the first time, none after that.
+# What is there and was made by this very script is kept: 100 s the first time, none after that.
 set -eu
 cd "$(dirname "$0")/.."
 
+pipelock=v2.3.0
+pipelock_package=github.com/luckyPipewrench/pipelock/cmd/pipelock
 mitmproxy=12.2.3
 gitleaks=8.30.1.post3
 mcp=2.3.0
@@ -43,15 +47,38 @@ wheels() {
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-mkdir "$work/pipelock"
-cp tests/docker/pipelock_standin.py "$work/pipelock/pipelock"
-docker_build sidecars-base/pipelock-standin "$work/pipelock" <<'DOCKERFILE'
+# is_made NAME RECIPE: whether this image is there, and was made in this way
+is_made() {
+    [ "$(docker image inspect -f '{{.Config.Labels.recipe}}' "$1" 2>/dev/null)" = "$2" ]
+}
+
+# Says why not, and fails, if Go does not get the source or cannot build it.
+make_pipelock() {
+    command -v go >/dev/null || { say "no real pipelock: no Go here"; return 1; }
+    mkdir "$work/pipelock"
+    CGO_ENABLED=0 GOBIN="$work/pipelock" go install -trimpath "$pipelock_package@$pipelock" 2>"$work/log" || {
+        say "no real pipelock: $(tail -n 1 "$work/log")"
+        return 1
+    }
+    cp /etc/ssl/certs/ca-certificates.crt "$work/pipelock/"
+    docker_build sidecars-base/pipelock "$work/pipelock" --label "recipe=$pipelock_package@$pipelock" <<'DOCKERFILE'
+FROM scratch
+COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY pipelock /pipelock
+ENTRYPOINT ["/pipelock"]
+DOCKERFILE
+}
+
+mkdir "$work/standin"
+cp tests/docker/pipelock_standin.py "$work/standin/pipelock"
+docker_build sidecars-base/pipelock-standin "$work/standin" <<'DOCKERFILE'
 FROM scratch
 COPY pipelock /pipelock
 DOCKERFILE
+is_made sidecars-base/pipelock "$pipelock_package@$pipelock" || make_pipelock || true
 
-# The agent's image is the last that is made: with it, all are there.
-if [ "$(docker image inspect -f '{{.Config.Labels.recipe}}' sidecars-base/agent 2>/dev/null)" = "$recipe" ]; then
+# The image with Python is the last that is made: with it, all are there.
+if is_made sidecars-base/python "$recipe"; then
     say "the others are there"
     exit 0
 fi
@@ -101,4 +128,15 @@ RUN set -- /tmp/wheels/pip-*.whl \
         --break-system-packages --root-user-action ignore "mcp==$VERSION" cryptography \
  && rm -r /tmp/wheels
 CMD ["sleep", "infinity"]
+DOCKERFILE
+
+# A Release file of testing is valid for a week, which a mirror or a clock may have passed.
+say "installing Debian testing"
+mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' --include=python3,util-linux \
+    testing "$work/testing.tar"
+docker import "$work/testing.tar" sidecars-base/testing >/dev/null
+mkdir "$work/python"
+docker_build sidecars-base/python "$work/python" <<'DOCKERFILE'
+FROM sidecars-base/testing
+CMD ["python3"]
 DOCKERFILE

@@ -2,18 +2,24 @@
 # Builds the bundle image for the tests: `image.sh TAG`, with the old builder and, where there is one, the new.
 #
 # PIPELOCK_IMAGE, GITLEAKS_IMAGE and MITMPROXY_IMAGE name the sources; the images of base-images.sh otherwise.
-# Without PIPELOCK_IMAGE the bundle holds a stand-in for pipelock.
+# Where that script could not make the real pipelock, the bundle holds a stand-in.
 set -eu
 cd "$(dirname "$0")/.."
 tag="${1:?usage: image.sh TAG}"
 
 .ci/base-images.sh
 
+pipelock="${PIPELOCK_IMAGE:-sidecars-base/pipelock}"
+if [ -z "${PIPELOCK_IMAGE:-}" ] && ! docker image inspect "$pipelock" >/dev/null 2>&1; then
+    pipelock=sidecars-base/pipelock-standin
+fi
+echo "image: takes pipelock from $pipelock"
+
 # build BUILDER CLIENT TAG: BUILDER is the value of DOCKER_BUILDKIT. The host's network, for apt.
 build() {
     log="$(mktemp)"
     DOCKER_BUILDKIT="$1" "$2" build --network host -f Dockerfile.sidecars -t "$3" \
-        --build-arg "PIPELOCK_IMAGE=${PIPELOCK_IMAGE:-sidecars-base/pipelock-standin}" \
+        --build-arg "PIPELOCK_IMAGE=$pipelock" \
         --build-arg "GITLEAKS_IMAGE=${GITLEAKS_IMAGE:-sidecars-base/gitleaks}" \
         --build-arg "MITMPROXY_IMAGE=${MITMPROXY_IMAGE:-sidecars-base/mitmproxy}" . >"$log" 2>&1 || {
         cat "$log" >&2
