@@ -54,6 +54,7 @@ SECTIONS = "there must be one or more [[daemon]] sections"
 COMMAND = "must be a list of words, the first not empty"
 STOP = "stop must be like { signal"
 TRUTH = "must be true or false"
+TOO_DEEP = "not TOML: nested too deep"
 MISTAKES = {  # what is in the file: what the line must say after the file's name
     "": SECTIONS,
     "daemon = 3\n": SECTIONS,
@@ -190,7 +191,9 @@ class Mistakes(TableTest):
         for text, expected in MISTAKES.items():
             with self.subTest(text[:200]):
                 self.path.write_bytes(text.encode("latin-1" if "= '\xff" in text else "utf-8"))
-                self.assertTrue(self.refusal(str(self.path)).startswith(expected), self.refusal(str(self.path)))
+                # From Python 3.14 on, tomllib itself refuses a key of so many parts.
+                told = (expected, TOO_DEEP) if "a." * 1200 in text else expected
+                self.assertTrue(self.refusal(str(self.path)).startswith(told), self.refusal(str(self.path)))
 
     def test_a_file_that_is_missing_is_told(self) -> None:
         self.assertEqual(self.refusal(str(self.path)), "No such file or directory")
