@@ -1543,6 +1543,8 @@ _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIV
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH = 0x02, 0x08
 _MFD_NOEXEC_SEAL = 8
+_DIGITS = "0123456789:"
+_NO_ID = 2**32 - 1  # for setresuid: leave it as it is
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -1650,6 +1652,18 @@ class _Account:
         self.name, self.uid, self.gid, self.groups = name, uid, gid, [gid]
         self.environ = {"HOME": home, "USER": name, "LOGNAME": name}
 
+    @classmethod
+    def of_ids(cls, ids: str) -> _Account | None:
+        """For "UID" or "UID:GID": one that needs no entry in a file. None if that is not what it says."""
+        uid, colon, gid = ids.partition(":")
+        gid = gid if colon else uid
+        are_numbers = all(one.isdecimal() and len(one) <= 10 for one in (uid, gid))
+        if not are_numbers or not 0 < int(uid) < _NO_ID or int(gid) >= _NO_ID:
+            return None
+        account = cls(ids, int(uid), int(gid), "/")
+        account.groups, account.environ = [], {"HOME": "/"}
+        return account
+
 
 def _read_accounts() -> dict[str, _Account]:
     """From the files themselves: getpwnam may ask a socket in /run, which a daemon can serve."""
@@ -1664,9 +1678,13 @@ def _read_accounts() -> dict[str, _Account]:
             if not more:  # a group: its number and its members
                 for account in [accounts[member] for member in second.split(",") if member in accounts]:
                     account.groups += [int(first)] if first.isdecimal() else []
-            elif first.isdecimal() and second.isdecimal() and max(int(first), int(second)) < 2**32 - 1:
+            elif first.isdecimal() and second.isdecimal() and max(int(first), int(second)) < _NO_ID:
                 accounts.setdefault(name, _Account(name, int(first), int(second), more[1]))
     return accounts
+
+
+def _find_account(user: str, accounts: Mapping[str, _Account]) -> _Account | None:
+    return accounts.get(user) if user.strip(_DIGITS) else _Account.of_ids(user)
 
 
 def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) -> _Account | None:
@@ -1677,11 +1695,12 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
     if os.geteuid() != 0:
         log.say_once(f"{spec.name} runs as the supervisor's user: only root can switch to {name}")
         return None
-    if name not in accounts:
-        raise _CannotStart(f"become {name}", reason="there is no such user in /etc/passwd")
-    if accounts[name].uid == 0 and name != "root":
+    account, make_it = _find_account(name, accounts), f"useradd --system --shell /usr/sbin/nologin {name}"
+    if account is None:
+        raise _CannotStart(f"become {name}", reason=f"there is no such user in /etc/passwd; make it: {make_it}")
+    if account.uid == 0 and name != "root":
         raise _CannotStart(f"become {name}", reason="its uid is 0, and only root may have that")
-    return accounts[name]
+    return account
 
 
 class _Inputs:
@@ -1727,6 +1746,8 @@ class _Inputs:
     def _wanted(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], dict[str, str]]:
         """Its environment before anything was read; the path for each variable of `files`."""
         environ = _env_for_daemon(spec.name, self._environ)
+        for variable in ("HOME", "USER", "LOGNAME") if account else ():
+            environ.pop(variable, None)
         files = {variable: environ.get(variable) or path for variable, path in spec.files.items()}
         return {**environ, **(account.environ if account else {}), **spec.env}, files
 
@@ -2154,6 +2175,12 @@ def _is_environment(value: object) -> bool:
     return all(key and "=" not in key and _is_text(key) and _is_text(text) for key, text in pairs)
 
 
+def _is_user(value: object) -> bool:
+    """A name, or ids: then not those of root, which is called by its name."""
+    is_name = isinstance(value, str) and _is_text(value) and value.strip(_DIGITS) != "" and ":" not in value
+    return is_name or (isinstance(value, str) and _Account.of_ids(value) is not None)
+
+
 def _is_files(value: object) -> bool:
     paths = value.values() if isinstance(value, dict) else [""]
     return _is_environment(value) and all(path.startswith("/") and not path.endswith("/") for path in paths)
@@ -2175,7 +2202,7 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "name": ("a name of letters, digits and ._-, at most 64", _is_name),
     "argv": ("a list of words, the first not empty", _is_command),
     "restart": ("never, on-failure or always", lambda value: value in ("never", "on-failure", "always")),
-    "user": ("the name of an account", lambda value: _is_text(value) and value != ""),
+    "user": ("the name of an account, UID or UID:GID", _is_user),
     "port": ("a number from 1 to 65535", lambda value: type(value) is int and 0 < value < 65536),
     "ready": ("a list of words, the first not empty", _is_command),
     "after": ("a list of names", lambda value: isinstance(value, list) and all(map(_is_name, value))),
@@ -2621,7 +2648,8 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
 def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
     """Unknown names, and secrets that are set and cannot be kept from a daemon with the uid of their owner."""
     accounts = _read_accounts() if os.geteuid() == 0 else {}
-    uids = {spec.name: accounts[spec.user].uid if spec.user in accounts else os.geteuid() for spec in specs}
+    found = {spec.name: _find_account(spec.user or "", accounts) if os.geteuid() == 0 else None for spec in specs}
+    uids = {name: account.uid if account else os.geteuid() for name, account in found.items()}
     known = [spec.name for spec in _DAEMONS]
     warnings = [
         f"there is no daemon {name}; ignored" for name in _requested_names(os.environ) or () if name not in known

@@ -388,6 +388,17 @@ class AccountTest(SecretsTestCase):
         bundle.wait_for(b"[root] 0 0 ")
         self.assertEqual(privileges(bundle.host_pid(bundle.daemon("egress")["pid"]))["Uid"], "41\t41\t41\t41")
 
+    def test_ids_need_no_account_and_have_no_other_group(self) -> None:
+        rows = [daemon("a", *self.ASK, user="12345"), daemon("b", *self.ASK, user="12345:0")]
+        rows.append(daemon("last", *self.ASK, user="4294967294"))
+        self.enter(bundle := Bundle(rows, env={"HOME": "/root", "USER": "root", "LOGNAME": "root"}))
+        bundle.wait_for(b"[a] 12345 12345 12345 /  \n")
+        bundle.wait_for(b"[b] 12345 0 0 /  \n")
+        bundle.wait_for(b"[last] 4294967294 4294967294 4294967294 /  \n")
+        for name, ids in (("a", "12345\t12345\t12345\t12345"), ("last", "\t".join(["4294967294"] * 4))):
+            has = privileges(bundle.host_pid(bundle.daemon(name)["pid"]))
+            self.assertEqual((has["Uid"], has["Groups"]), (ids, ""))
+
     def test_not_root_it_goes_on_as_itself_and_says_so_once(self) -> None:
         state = self.scratch() / "state"
         state.mkdir(mode=0o777)

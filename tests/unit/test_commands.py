@@ -896,7 +896,11 @@ class Plan(CommandTest):
             "_read_accounts", lambda: {name: sidecar_init._Account(name, uid, 0, "/") for name, uid in accounts.items()}
         )
         for user, problem in (
-            ("missing", "cannot become missing: there is no such user in /etc/passwd"),
+            (
+                "missing",
+                "cannot become missing: there is no such user in /etc/passwd; make it: "
+                "useradd --system --shell /usr/sbin/nologin missing",
+            ),
             ("toor", "cannot become toor: its uid is 0, and only root may have that"),
         ):
             self.table.write_text(f'[[daemon]]\nname = "db"\nargv = ["sh"]\nuser = "{user}"\n')

@@ -89,6 +89,11 @@ class Warnings(UnitTest):
     def test_two_names_of_one_uid_are_one_user(self) -> None:
         self.check(a="web", b="alias")
 
+    def test_ids_are_the_user_that_has_them(self) -> None:
+        self.check(a="web", b="1000")
+        self.check(a="1000:0", b="1000")
+        self.assertEqual(self.warnings(a="2000", b="1000"), [])
+
     def test_root_by_name_is_the_same_as_no_user(self) -> None:
         self.check(a="root", b=None)
         self.check(a=None, b="root")

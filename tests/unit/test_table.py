@@ -96,9 +96,9 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
         ("restart", "'sometimes'", "restart must be never, on-failure or always"),
         ("restart", "true", "restart must be"),
         ("restart", "['always']", "restart must be"),
-        ("user", "1000", "user must be the name of an account"),
-        ("user", "''", "user must be"),
-        ("user", '"\\u0000"', "user must be"),
+        *(("user", value, "user must be the name of an account, UID or UID:GID") for value in (
+            "1000", "''", '"\\u0000"', "'0'", "'0:0'", "'00'", "'4294967295'", "'1:4294967295'", "'1000:'",
+            "':1000'", "':'", "'1:2:3'", "'web:1'", "'1:web'", f"'{'9' * 5000}'")),
         ("port", "'80'", "port must be a number from 1 to 65535"),
         ("port", "true", "port must be"),
         ("port", "80.0", "port must be"),
@@ -284,6 +284,10 @@ class Right(TableTest):
     def test_prefixes_of_the_same_owners_may_overlap_in_any_order(self) -> None:
         self.use(GOOD + OTHER + "[secrets]\nA_ = ['web', 'db']\nA_B_ = ['db', 'web']\n")
         self.assertEqual(sidecar_init._SECRETS, {"A_": ("web", "db"), "A_B_": ("db", "web")})
+
+    def test_a_user_may_be_a_name_or_ids(self) -> None:
+        for user in ("www-data", "_apt", "3proxy", "1000", "1000:0", "1:4294967294", "4294967294"):
+            self.assertEqual(self.use(GOOD + f"user = '{user}'\n").user, user)
 
     def test_an_after_of_6000_links_in_reverse_is_followed(self) -> None:
         links = [f'[[daemon]]\nname = "d{n}"\nargv = ["true"]\nafter = ["d{n + 1}"]\n' for n in range(5999)]
