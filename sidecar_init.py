@@ -123,13 +123,14 @@ class _DaemonSpec:
 
 
 _PIPELOCK, _PIPELOCK_CONFIG = "/usr/local/bin/pipelock", ["--config", "/etc/pipelock.yaml"]
+_SSH_KEY = {"GIT_GATE_SSH_KEY": "/etc/git-gate/ssh/id"}
 _DAEMONS: tuple[_DaemonSpec, ...] = (
     _DaemonSpec("egress", ["/bin/sh", "/app/egress-entrypoint.sh"], "always", "mitmproxy", 9099),
-    _DaemonSpec("pipelock", [_PIPELOCK, "run", *_PIPELOCK_CONFIG, "--listen", "0.0.0.0:8888"], "always", None, 8888,
-                after=["egress"], check=[_PIPELOCK, "check", *_PIPELOCK_CONFIG]),
-    _DaemonSpec("git-gate", ["/bin/sh", "/git-gate-entrypoint.sh"], "always", None, 9418),
-    _DaemonSpec("git-http", ["python3", "/app/git_http_backend.py"], "always", None, 9420),
-    _DaemonSpec("supervise", ["python3", "/app/supervise_server.py"], "always", None, 9100),
+    _DaemonSpec("pipelock", [_PIPELOCK, "run", *_PIPELOCK_CONFIG, "--listen", "0.0.0.0:8888"], "always", "pipelock",
+                8888, after=["egress"], check=[_PIPELOCK, "check", *_PIPELOCK_CONFIG]),
+    _DaemonSpec("git-gate", ["/bin/sh", "/git-gate-entrypoint.sh"], "always", "git-gate", 9418, files=_SSH_KEY),
+    _DaemonSpec("git-http", ["python3", "/app/git_http_backend.py"], "always", "git-gate", 9420, files=_SSH_KEY),
+    _DaemonSpec("supervise", ["python3", "/app/supervise_server.py"], "always", "supervise", 9100),
 )  # fmt: skip
 
 _SECRETS: dict[str, tuple[str, ...]] = {"EGRESS_TOKEN_": ("egress",)}  # prefix of variables: the daemons that get them

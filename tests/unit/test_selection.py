@@ -105,14 +105,17 @@ class ShippedTable(unittest.TestCase):
             rows,
             [
                 ("egress", "/bin/sh /app/egress-entrypoint.sh", 9099, "mitmproxy", (), "always"),
-                ("pipelock", pipelock, 8888, None, ("egress",), "always"),
-                ("git-gate", "/bin/sh /git-gate-entrypoint.sh", 9418, None, (), "always"),
-                ("git-http", "python3 /app/git_http_backend.py", 9420, None, (), "always"),
-                ("supervise", "python3 /app/supervise_server.py", 9100, None, (), "always"),
+                ("pipelock", pipelock, 8888, "pipelock", ("egress",), "always"),
+                ("git-gate", "/bin/sh /git-gate-entrypoint.sh", 9418, "git-gate", (), "always"),
+                ("git-http", "python3 /app/git_http_backend.py", 9420, "git-gate", (), "always"),
+                ("supervise", "python3 /app/supervise_server.py", 9100, "supervise", (), "always"),
             ],
         )
         checks = [" ".join(spec.check) for spec in sidecar_init._DAEMONS if spec.check]
         self.assertEqual(checks, ["/usr/local/bin/pipelock check --config /etc/pipelock.yaml"])
+        files = [(spec.name, spec.files) for spec in sidecar_init._DAEMONS if spec.files]
+        key = {"GIT_GATE_SSH_KEY": "/etc/git-gate/ssh/id"}
+        self.assertEqual(files, [("git-gate", key), ("git-http", key)])
 
     def test_hup_reloads_egress_and_usr1_restarts_pipelock(self) -> None:
         self.assertEqual(sidecar_init._SIGNALS, {"HUP": ("forward", "egress"), "USR1": ("restart", "pipelock")})
