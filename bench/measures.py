@@ -17,15 +17,16 @@ from typing import NamedTuple
 import harness
 import peers
 from harness import Mailbox, Output
-from peers import HERE, PYTHON, Daemon, Peer
+from peers import HERE, PYTHON, Daemon, Peer, SidecarInit, compiled
 
 
 class Target(NamedTuple):
-    """`value` of ours must be at most (for a rate: at least) `factor` times the best of `others`."""
+    """The figure of `ours` must be at most (for a rate: at least) `factor` times the best of `others`."""
 
     text: str
     factor: float
     others: tuple[str, ...] = ()  # none: `factor` is the figure itself
+    ours: SidecarInit = peers.OURS
 
 
 class Row(NamedTuple):
@@ -91,9 +92,8 @@ def trial(
 
 
 def sleepers(count: int) -> DaemonsOf:
-    """Daemons that report once they run, and sleep; each keeps the mailbox open as long as it lives."""
-    script = 'exec 3>"$0"; echo $$ >&3; exec sleep 1000'
-    return lambda mailbox: [Daemon(f"d{i}", ["/bin/sh", "-c", script, mailbox]) for i in range(count)]
+    """Daemons that report once they run, and sleep."""
+    return lambda mailbox: [Daemon(f"d{i}", [compiled("sleeper"), mailbox]) for i in range(count)]
 
 
 def python_daemon(program: str, *arguments: str, name: str = "d0") -> DaemonsOf:
@@ -146,10 +146,9 @@ def log(mode: str, count: int) -> Callable[[Peer], dict[str, float]]:
     def sample(peer: Peer) -> dict[str, float]:
         size = peer.log_bytes // (1 if mode == "blocks" else 10) // count // 65536 * 65536
         size = max(size, 65536 * 4)
-        writer = [PYTHON, "-I", "-S", str(HERE / "daemons" / "writer.py")]
 
         def writers(mailbox: str) -> list[Daemon]:
-            return [Daemon(f"d{i}", [*writer, mailbox, mode, str(size)]) for i in range(count)]
+            return [Daemon(f"d{i}", [compiled("writer"), mailbox, mode, str(size)]) for i in range(count)]
 
         output = Output()
         with trial(peer, writers, output=output, reports=False) as run:
@@ -172,14 +171,17 @@ def log(mode: str, count: int) -> Callable[[Peer], dict[str, float]]:
 SLOW_LINE = re.compile(rb"slow (\d+)\n")
 
 
-def flood(peer: Peer) -> dict[str, float]:
+def flood(mode: str) -> Callable[[Peer], dict[str, float]]:
     """One daemon floods, another writes a line each 10 ms and gets a HUP now and then: how late are both?"""
 
     def daemons(mailbox: str) -> list[Daemon]:
         slow = python_daemon("listener.py", "0.01", name="d0")(mailbox)
-        writer = [PYTHON, "-I", "-S", str(HERE / "daemons" / "writer.py"), mailbox, "blocks", "0"]
-        return [*slow, Daemon("d1", writer)]
+        return [*slow, Daemon("d1", [compiled("writer"), mailbox, mode, "0"])]
 
+    return lambda peer: _flood(peer, daemons, mode)
+
+
+def _flood(peer: Peer, daemons: DaemonsOf, mode: str) -> dict[str, float]:
     output = Output()
     forwards = isinstance(peer, (peers.SidecarInit, peers.Yardstick))
     late: list[float] = []
@@ -199,8 +201,8 @@ def flood(peer: Peer) -> dict[str, float]:
             if waiting and run.mailbox.has_mail():
                 signals.append(int(run.mailbox.lines(1)[0]) / 1e9 - sent)
                 waiting, next_signal = False, now + 0.02
-    values = {"flood-line": statistics.median(late)}
-    return values | ({"flood-signal": statistics.median(signals)} if signals else {})
+    values = {f"flood-line-{mode}": statistics.median(late)}
+    return values | ({f"flood-signal-{mode}": statistics.median(signals)} if signals else {})
 
 
 # -- signals, deaths, restarts -----------------------------------------------------------------------------------
@@ -245,16 +247,95 @@ def death(peer: Peer) -> dict[str, float]:
 
 
 def restart(peer: Peer) -> dict[str, float]:
-    """From USR1 (a peer: from the exec of its restart command) until the replacement runs."""
+    """From USR1 (a peer: from the exec of its restart command) until the replacement runs; the same for signal 34+n."""
+    if peer is peers.ALONE:
+        return {"restart-row": _stop_and_start()}
     with trial(peer, sleepers(2)) as run:
         time.sleep(1.3 if peer in peers.C_PEERS else 0.3)  # these do not restart what lived shorter than a second
-        sent = time.monotonic()
-        if command := peer.restart_command(run.folder, "d0"):
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        else:
-            run.process.send_signal(signal.SIGUSR1)
-        run.daemons.append(int(run.mailbox.lines(1)[0]))
-        return {"restart": time.monotonic() - sent}
+        if not isinstance(peer, SidecarInit):
+            sent = time.monotonic()
+            _spawn(peer.restart_command(run.folder, "d0"))
+            run.daemons.append(int(run.mailbox.lines(1)[0]))
+            return {"restart": time.monotonic() - sent}
+        values = {}
+        for key, number in (("restart", signal.SIGUSR1), ("restart-row", 34 + 1)):
+            sent = time.monotonic()
+            run.process.send_signal(number)
+            run.daemons.append(int(run.mailbox.lines(1)[0]))
+            values[key] = time.monotonic() - sent
+            time.sleep(0.05)
+        return values
+
+
+def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
+
+
+def _stop_and_start() -> float:
+    """What a stop and a start take the daemon by itself."""
+    with TemporaryDirectory(prefix="bench-") as name, harness.patience():
+        mailbox = Mailbox(Path(name))
+        try:
+            process = _spawn([compiled("sleeper"), mailbox.path])
+            mailbox.lines(1)
+            sent = time.monotonic()
+            process.terminate()
+            process.wait()
+            _spawn([compiled("sleeper"), mailbox.path])
+            mailbox.lines(1)
+            return time.monotonic() - sent
+        finally:
+            harness.kill_all()
+            mailbox.close()
+
+
+def commands(peer: Peer) -> dict[str, float]:
+    """From the exec of a command to its exit: `health`, and `restart NAME`; a bare interpreter beside them."""
+    if isinstance(peer, peers.BarePython):
+        once = _seconds_of(peer.command(Path(), []), {})
+        return {"health": once, "restart-command": once}
+    assert isinstance(peer, SidecarInit)
+    with trial(peer, sleepers(5)) as run:
+        time.sleep(0.3)
+        environment = peer.env(run.folder)
+        health = _seconds_of(peer.health_command(run.folder), environment)
+        return {"health": health, "restart-command": _seconds_of(peer.restart_command(run.folder, "d1"), environment)}
+
+
+def _seconds_of(command: list[str], environment: dict[str, str]) -> float:
+    began = time.monotonic()
+    subprocess.run(command, env=environment or None, stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - began
+
+
+# -- ports -------------------------------------------------------------------------------------------------------
+
+
+def ports(count: int) -> Callable[[Peer], dict[str, float]]:
+    """With daemons that never open their ports: the CPU of PID 1; how long a HUP and the TERM take to the first."""
+
+    def daemons(mailbox: str) -> list[Daemon]:
+        rows = [*python_daemon("listener.py", name="d0")(mailbox), *sleepers(count)(mailbox)[1:]]
+        return [daemon._replace(port=1 + i) for i, daemon in enumerate(rows)]
+
+    def sample(peer: Peer) -> dict[str, float]:
+        with trial(peer, daemons) as run:
+            time.sleep(0.5)
+            _, cpu = _idle(run, 2.0)
+            hups = [_answer(run, signal.SIGHUP) for _ in range(20)]
+            values = {f"ports-hup-{count}": max(hups), f"ports-term-{count}": _answer(run, signal.SIGTERM)}
+            return {f"ports-cpu-{count}": cpu, **values}
+
+    return sample
+
+
+def _answer(run: Trial, number: int) -> float:
+    """Until the listener says that it has this signal; the pauses between two have all lengths."""
+    time.sleep(0.01 + time.monotonic() % 0.01)
+    sent = time.monotonic_ns()
+    run.process.send_signal(number)
+    return (int(run.mailbox.lines(1)[0]) - sent) / 1e9
 
 
 # -- many --------------------------------------------------------------------------------------------------------
@@ -266,6 +347,8 @@ def many(count: int) -> Callable[[Peer], dict[str, float]]:
     def sample(peer: Peer) -> dict[str, float]:
         with trial(peer, sleepers(count)) as run:
             started = time.monotonic() - run.started_at
+            if isinstance(peer, peers.Spawner):
+                return {f"start-{count}": started}
             time.sleep(0.5)  # some still settle
             supervising = run.supervising()
             pss = harness.memory(supervising, "Pss")
@@ -299,74 +382,109 @@ _EVERY_PEER = [*peers.PYTHON_PEERS, *peers.C_PEERS]
 _CARRYING = [peer for peer in peers.SUPERVISORS if peer.carries]
 _PREFIXING = [peer for peer in _CARRYING if peer.prefixes and peer is not peers.OURS]
 _NEVER = Target("0", 0.0)
+_CAT, _NAIVE, _TINI = ("cat",), (peers.NAIVE.name,), ("tini",)
 
 
-def _log_measure(name: str, mode: str, count: int, targets: tuple[Target, ...]) -> Measure:
+def _log_measure(mode: str, count: int, targets: tuple[Target, ...], cpu: tuple[Target, ...] = ()) -> Measure:
+    name = mode if count == 1 else f"{mode}-{count}"
     what = "64 KiB blocks" if mode == "blocks" else "line by line"
     who = "one daemon" if count == 1 else f"{count} daemons"
     filters = [peers.CAT, peers.SED, peers.S6_LOG, peers.LINE_BY_LINE]
-    tokens: list[Peer] = [peers.OURS_TOKENS] if mode == "blocks" and count == 1 else []
+    secrets: list[Peer] = [peers.OURS_TOKENS] if mode == "blocks" else []
     ahead = _ahead_of([*_PREFIXING, peers.S6_LOG], "every peer that prefixes lines, and s6-log")
     rows = [
         Row("rate", f"log, {what}, {who}: bytes a second", (*targets, ahead), True),
-        Row("cpu", f"log, {what}, {who}: CPU seconds a byte"),
+        Row("cpu", f"log, {what}, {who}: CPU seconds a byte", cpu),
     ]
     carriers = _CARRYING if mode == "blocks" and count == 1 else [peers.OURS, *_PREFIXING]
-    return Measure(name, [*carriers, *tokens, *filters], log(mode, count), rows)
+    return Measure(name, [*carriers, *secrets, *filters], log(mode, count), rows)
 
 
-def _term_row(count: int) -> Row:
-    return Row(f"term-{count}", f"TERM until all is gone, {count} daemons", (_ahead_of(_EVERY_PEER, "every peer"),))
+def _term_row(count: int, *targets: Target) -> Row:
+    title = f"TERM until all is gone, {count} daemons"
+    return Row(f"term-{count}", title, (*targets, _ahead_of(_EVERY_PEER, "every peer")))
 
 
-_BLOCKS = (
-    Target("at least 0.45 of cat", 0.45, ("cat",)),
-    Target("at least twice sed", 2.0, ("sed",)),
-    Target("at least 500 times the line-by-line pump", 500.0, ("line-by-line pump",)),
-)
+def _ports_measure(count: int, share: float) -> Measure:
+    who = f"{count} daemons whose ports never open"
+    soon = (Target("at most 20 ms", 0.02),)
+    return Measure(f"ports-{count}", [peers.OURS], ports(count), [
+        Row(f"ports-cpu-{count}", f"{who}: share of a CPU", (Target(f"at most {share:.0%}", share),)),
+        Row(f"ports-hup-{count}", f"{who}: the slowest of 20 HUPs until the first has it", soon),
+        Row(f"ports-term-{count}", f"{who}: TERM until the first has it", soon),
+    ])  # fmt: skip
+
+
+def _flood_measure(name: str, mode: str, what: str) -> Measure:
+    return Measure(name, [peers.OURS, peers.NAIVE, peers.PYTHON_PEERS[0]], flood(mode), [
+        Row(f"flood-line-{mode}", f"one daemon floods {what}: how late a line of the other is"),
+        Row(f"flood-signal-{mode}", f"one daemon floods {what}: HUP until the other has it"),
+    ])  # fmt: skip
+
+
+def _blocks(share: float, with_secrets: float) -> tuple[Target, ...]:
+    return (
+        Target(f"at least {share:g} of cat", share, _CAT),
+        Target(f"with ten secrets at least {with_secrets:g} of cat", with_secrets, _CAT, peers.OURS_TOKENS),
+        Target("at least twice sed", 2.0, ("sed",)),
+        Target("at least 500 times the line-by-line pump", 500.0, ("line-by-line pump",)),
+    )
+
+
 _AHEAD_OF_PYTHON = _ahead_of(peers.PYTHON_PEERS, "every Python peer")
+_LINES = (Target("at least 0.85 of cat", 0.85, _CAT),)
+_LINES_CPU = (Target("at most 0.8 of cat", 0.8, _CAT),)
 
 MEASURES = [
-    Measure("start", [peers.OURS, peers.OURS_TABLE, peers.PASS, *peers.SUPERVISORS[1:], *peers.INITS], start, [
+    Measure("start", [peers.OURS, peers.OURS_SCRIPT, peers.PASS, *peers.SUPERVISORS[1:], *peers.INITS], start, [
         Row("start", "exec of the supervisor to the first child's exec", (
-            Target("at most 2.5 times python3 -I -S -c pass", 2.5, (peers.PASS.name,)), _AHEAD_OF_PYTHON)),
+            Target("at most 2 times python3 -I -S -c pass", 2.0, (peers.PASS.name,)),
+            Target("at most half of the naive design", 0.5, _NAIVE), _AHEAD_OF_PYTHON,
+            Target("at most 1.5 times the naive design", 1.5, _NAIVE, peers.OURS_SCRIPT))),
     ]),
-    Measure("rss", [peers.OURS, peers.OURS_TABLE, peers.SLEEP, *peers.SUPERVISORS[1:]], rss, [
+    Measure("rss", [peers.OURS, peers.OURS_SCRIPT, peers.SLEEP, *peers.SUPERVISORS[1:]], rss, [
         Row("rss", "RSS of all supervising processes, five idle daemons", (
-            Target("at most 1.25 times a sleeping python3 -I -S", 1.25, (peers.SLEEP.name,)), _AHEAD_OF_PYTHON)),
+            Target("at most 1.2 times a sleeping python3 -I -S", 1.2, (peers.SLEEP.name,)), _AHEAD_OF_PYTHON,
+            Target("at most 1.25 times the naive design", 1.25, _NAIVE, peers.OURS_SCRIPT))),
     ]),
     Measure("idle", peers.SUPERVISORS, idle, [
         Row("idle-wakes", "idle with one daemon: wake-ups a second", (_NEVER,)),
         Row("idle-cpu", "idle with one daemon: share of a CPU", (_NEVER,)),
     ]),
-    _log_measure("blocks", "blocks", 1, _BLOCKS),
-    _log_measure("blocks-5", "blocks", 5, _BLOCKS),
-    _log_measure("lines", "lines", 1, (Target("at least 0.85 of cat", 0.85, ("cat",)),)),
-    _log_measure("lines-5", "lines", 5, (Target("at least 0.85 of cat", 0.85, ("cat",)),)),
-    Measure("flood", [peers.OURS, peers.NAIVE, peers.PYTHON_PEERS[0]], flood, [
-        Row("flood-line", "one daemon floods: how late a line of the other is"),
-        Row("flood-signal", "one daemon floods: HUP until the other has it"),
-    ]),
+    _log_measure("blocks", 1, _blocks(0.6, 0.5)),
+    _log_measure("blocks", 5, _blocks(0.7, 0.55)),
+    _log_measure("lines", 1, _LINES, _LINES_CPU),
+    _log_measure("lines", 5, _LINES),
+    _flood_measure("flood", "blocks", "in blocks"),
+    _flood_measure("chatter", "lines", "line by line"),
     Measure("hup", [peers.OURS, *peers.INITS], hup, [
-        Row("hup", "HUP to PID 1 until the child has it", (Target("at most 2.5 times tini", 2.5, ("tini",)),)),
+        Row("hup", "HUP to PID 1 until the child has it", (Target("at most 2.5 times tini", 2.5, _TINI),)),
     ], needs_root=True),
     Measure("death", [p for p in [*peers.SUPERVISORS, *peers.INITS] if p.death_words or not p.supervises], death, [
         Row("death", "a daemon's death until its line is out (inits: until they exit)", (
-            Target("at most 1 ms", 0.001), Target("at most 2 times tini", 2.0, ("tini",)),
-            Target("50 times faster than a 100 ms poll loop", 0.02, (peers.NAIVE.name,)))),
+            Target("at most 1 ms", 0.001), Target("at most 2 times tini", 2.0, _TINI),
+            Target("50 times faster than a 100 ms poll loop", 0.02, _NAIVE))),
     ]),
-    Measure("restart", [peers.OURS, *_EVERY_PEER[:2], *peers.C_PEERS], restart, [
+    Measure("restart", [peers.OURS, *_EVERY_PEER[:2], *peers.C_PEERS, peers.ALONE], restart, [
         Row("restart", "USR1 (or the restart command) until the replacement runs", (
             _ahead_of(_EVERY_PEER, "every peer's restart command"),)),
+        Row("restart-row", "signal 34+n until the replacement runs", (Target("at most 5 ms", 0.005),)),
     ]),
-    Measure("term-5", peers.SUPERVISORS, many(5), [_term_row(5)]),
+    Measure("commands", [peers.OURS, peers.OURS_SCRIPT, peers.PASS], commands, [
+        Row("health", "health, exec to exit", (Target("at most 60 ms", 0.06),)),
+        Row("restart-command", "restart NAME, exec to exit", (Target("at most 80 ms", 0.08),)),
+    ]),
+    _ports_measure(5, 0.03),
+    _ports_measure(500, 0.05),
+    Measure("term-5", peers.SUPERVISORS, many(5), [_term_row(5, Target("at most 0.9 of s6", 0.9, ("s6",)))]),
     Measure("term-100", peers.SUPERVISORS, many(100), [_term_row(100)]),
     Measure("orphans", [peers.OURS, *peers.INITS], orphans, [
-        Row("orphans", "10,000 orphans as PID 1: all reaped", (Target("at most 3 times tini", 3.0, ("tini",)),)),
+        Row("orphans", "10,000 orphans as PID 1: all reaped", (Target("at most 3 times tini", 3.0, _TINI),)),
         Row("orphans-left", "10,000 orphans: left over", (_NEVER,)),
     ], needs_root=True),
-    Measure("500", peers.SUPERVISORS, many(500), [
-        Row("start-500", "500 daemons: exec until all run", (_ahead_of(_EVERY_PEER, "every peer"),)),
+    Measure("500", [*peers.SUPERVISORS, *peers.SPAWNERS], many(500), [
+        Row("start-500", "500 daemons: exec until all run", (
+            Target("at most 0.6 of s6", 0.6, ("s6",)), _ahead_of(_EVERY_PEER, "every peer"))),
         Row("pss-500", "500 daemons: memory (PSS) of all supervisors", (_ahead_of(_EVERY_PEER, "every peer"),)),
         _term_row(500),
         Row("idle-wakes-500", "idle with 500 daemons: wake-ups a second", (_NEVER,)),

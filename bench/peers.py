@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-import py_compile
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+SCRIPT = str(HERE.parent / "sidecar_init.py")
 PYTHON = os.path.realpath(sys.executable)
 
 
 class Daemon(NamedTuple):
     name: str
     argv: list[str]
+    port: int | None = None  # one that it never opens
+
+
+_built = tempfile.TemporaryDirectory(prefix="bench-programs-")
+
+
+@cache
+def compiled(name: str) -> str:
+    """A program of daemons/, built for this run."""
+    program = f"{_built.name}/{name}"
+    source = str(HERE / "daemons" / f"{name}.c")
+    subprocess.run(["gcc", "-O2", "-static", "-Wall", "-Werror", "-o", program, source], check=True)
+    return program
 
 
 class Peer(ABC):
     """A supervisor of several daemons, unless a class below says otherwise."""
 
     name = ""
+    form = ""  # of sidecar-init: how it is run
     needs: tuple[str, ...] = ()  # programs that must be found
     python = False  # written in Python: to be beaten in start and memory
     supervises = True
@@ -53,48 +70,64 @@ class Peer(ABC):
 
 
 class SidecarInit(Peer):
-    """As an image runs it: a byte-compiled module whose own table holds the daemons."""
+    """As an image should run it: the program and its table, baked into one compiled file."""
 
     name = "sidecar-init"
+    form = "baked with its table"
     carries = prefixes = True
     log_bytes = 300_000_000
     death_words = b" was terminated by SIGKILL"
 
     def env(self, folder: Path) -> dict[str, str]:
-        return {**os.environ, "BOT_BOTTLE_SIDECAR_STATE_DIR": str(folder / "state")}
+        return {**os.environ, "SIDECAR_INIT_STATE_DIR": str(folder / "state")}
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
-        source = (HERE.parent / "sidecar_init.py").read_text()
-        body, main = source.split('\nif __name__ == "__main__":')
-        rows = "".join(f"_DaemonSpec({name!r}, {argv!r}), " for name, argv in daemons)
-        first = daemons[0].name
-        table = f"_DAEMONS = ({rows})\n_SIGNALS = {{'HUP': ('forward', {first!r}), 'USR1': ('restart', {first!r})}}\n"
-        module = folder / "sidecar_init.py"
-        module.write_text(f'{body}\n{table}\nif __name__ == "__main__":{main}')
-        return [PYTHON, "-I", "-S", py_compile.compile(str(module), str(folder / "sidecar_init.pyc")) or ""]
+        table, baked = self._table(folder, daemons), str(folder / "sidecar_init.pyc")
+        subprocess.run([PYTHON, "-I", SCRIPT, "bake", "--table", table, baked], check=True, stdout=subprocess.DEVNULL)
+        return [PYTHON, "-I", "-S", baked]
+
+    def restart_command(self, folder: Path, name: str) -> list[str]:
+        return [PYTHON, "-I", "-S", str(folder / "sidecar_init.pyc"), "restart", name]
+
+    def health_command(self, folder: Path) -> list[str]:
+        return [PYTHON, "-I", "-S", str(folder / "sidecar_init.pyc"), "health"]
+
+    @staticmethod
+    def _table(folder: Path, daemons: Sequence[Daemon]) -> str:
+        table, first = folder / "table.toml", daemons[0].name
+        rows = [
+            f'[[daemon]]\nname = "{name}"\nargv = {json.dumps(argv)}\n' + (f"port = {port}\n" if port else "")
+            for name, argv, port in daemons
+        ]
+        rows.append(f'[signals]\nHUP = {{ forward = "{first}" }}\nUSR1 = {{ restart = "{first}" }}\n')
+        rows.append(f'[secrets]\n"BENCH_TOKEN_" = "{first}"\n')
+        table.write_text("\n".join(rows))
+        return str(table)
 
 
-class SidecarInitTable(SidecarInit):
-    """The same with the daemons in a TOML file."""
+class SidecarInitScript(SidecarInit):
+    """As it is tried out: the script, which Python compiles at each start, with a TOML file."""
 
-    name = "sidecar-init --table"
+    name = "sidecar-init as a script"
+    form = "script with --table"
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
-        table = folder / "table.toml"
-        table.write_text("".join(f'[[daemon]]\nname = "{name}"\nargv = {json.dumps(argv)}\n' for name, argv in daemons))
-        module = str(HERE.parent / "sidecar_init.py")
-        return [
-            PYTHON, "-I", "-S", py_compile.compile(module, str(folder / "plain.pyc")) or "", "--table", str(table)
-        ]  # fmt: skip
+        return [PYTHON, "-I", "-S", SCRIPT, "--table", self._table(folder, daemons)]
+
+    def restart_command(self, folder: Path, name: str) -> list[str]:
+        return [PYTHON, "-I", "-S", SCRIPT, "restart", name]
+
+    def health_command(self, folder: Path) -> list[str]:
+        return [PYTHON, "-I", "-S", SCRIPT, "health"]
 
 
 class SidecarInitTokens(SidecarInit):
     """The same with ten secrets to look for in every line."""
 
-    name = "sidecar-init, 10 tokens"
+    name = "sidecar-init with ten secrets"
 
     def env(self, folder: Path) -> dict[str, str]:
-        tokens = {f"EGRESS_TOKEN_{i}": f"sk-{i}f3Zq8Lw0Vn5Jt2Rk9Xb7Hd4Gy6Pm1Cs" for i in range(10)}
+        tokens = {f"BENCH_TOKEN_{i}": f"sk-{i}f3Zq8Lw0Vn5Jt2Rk9Xb7Hd4Gy6Pm1Cs" for i in range(10)}
         return {**super().env(folder), **tokens}
 
 
@@ -105,7 +138,7 @@ class Yardstick(Peer):
     death_words = b" exited with "
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
-        (folder / "daemons.json").write_text(json.dumps(daemons))
+        (folder / "daemons.json").write_text(json.dumps([daemon[:2] for daemon in daemons]))
         return [PYTHON, "-I", "-S", str(HERE / "yardstick.py"), str(folder / "daemons.json")]
 
 
@@ -124,7 +157,7 @@ class Supervisord(Peer):
             "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
             f"[supervisorctl]\nserverurl=unix://{folder}/socket",
         ]
-        for name, argv in daemons:
+        for name, argv, _ in daemons:
             sections.append(
                 f"[program:{name}]\ncommand={shlex.join(argv)}\nautorestart=false\nstartsecs=0\n"
                 "redirect_stderr=true\nstdout_logfile=/dev/fd/1\nstdout_logfile_maxbytes=0"
@@ -147,7 +180,7 @@ class Circus(Peer):
         sections = [
             f"[circus]\nendpoint=ipc://{folder}/endpoint\npubsub_endpoint=ipc://{folder}/pubsub\nwarmup_delay=0\n"
         ]
-        for name, argv in daemons:
+        for name, argv, _ in daemons:
             sections.append(
                 f"[watcher:{name}]\ncmd={shlex.join(argv)}\ncopy_env=true\nrespawn=false\nwarmup_delay=0\n"
                 "stdout_stream.class=StdoutStream\n"
@@ -168,12 +201,12 @@ class Honcho(Peer):
     survives_deaths = False
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
-        (folder / "Procfile").write_text("".join(f"{name}: exec {shlex.join(argv)}\n" for name, argv in daemons))
+        (folder / "Procfile").write_text("".join(f"{name}: exec {shlex.join(argv)}\n" for name, argv, _ in daemons))
         return ["honcho", "--no-colour", "-d", str(folder), "-f", str(folder / "Procfile"), "start"]
 
 
 def _write_run_scripts(folder: Path, daemons: Sequence[Daemon]) -> str:
-    for name, argv in daemons:
+    for name, argv, _ in daemons:
         service = folder / "services" / name
         service.mkdir(parents=True)
         (service / "run").write_text(f"#!/bin/sh\nexec {shlex.join(argv)}\n")
@@ -228,6 +261,19 @@ class BarePython(Peer):
         return [PYTHON, "-I", "-S", "-c", self._code]
 
 
+class Spawner(Peer):
+    """Only starts the daemons: what a start of many consists of, without the supervising."""
+
+    supervises = False
+
+    def __init__(self, name: str, code: str = "") -> None:
+        self.name, self._code = name, code
+
+    def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
+        how = [PYTHON, "-I", "-S", "-c", self._code] if self._code else [compiled("spawner")]
+        return [*how, str(len(daemons)), *daemons[0].argv]
+
+
 class Filter(Peer):
     """A program that all daemons' output is piped through."""
 
@@ -242,7 +288,7 @@ class Filter(Peer):
         return {**os.environ, "LC_ALL": "C"}
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
-        writers = " ".join(f"{shlex.join(argv)} &" for _, argv in daemons)
+        writers = " ".join(f"{shlex.join(argv)} &" for _, argv, _ in daemons)
         return ["sh", "-c", f"{{ {writers} wait; }} | exec {shlex.join(self.argv)}"]
 
 
@@ -255,7 +301,14 @@ SED = Filter("sed", ["sed", "s/^/[x] /"], 100_000_000, True)
 S6_LOG = Filter("s6-log", ["s6-log", "t", "1"], 25_000_000, True)
 LINE_BY_LINE = Filter("line-by-line pump", [PYTHON, "-I", "-S", "-c", LINE_PUMP], 1_000_000, True)
 
-OURS, OURS_TABLE, OURS_TOKENS = SidecarInit(), SidecarInitTable(), SidecarInitTokens()
+SPAWN = (
+    "import os, sys, time\nfor _ in range(int(sys.argv[1])):\n    if os.fork() == 0:\n"
+    "        os.execv(sys.argv[2], sys.argv[2:])\ntime.sleep(3600)"
+)
+SPAWNERS: list[Peer] = [Spawner("fork and exec in C"), Spawner("fork and exec in python3", SPAWN)]
+ALONE = Spawner("the daemon by itself")
+
+OURS, OURS_SCRIPT, OURS_TOKENS = SidecarInit(), SidecarInitScript(), SidecarInitTokens()
 NAIVE = Yardstick()
 PYTHON_PEERS: list[Peer] = [Supervisord(), Circus(), Honcho()]
 C_PEERS: list[Peer] = [S6(), Runit()]

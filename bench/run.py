@@ -74,7 +74,7 @@ def main() -> int:
             print(f"    {time.monotonic() - begun:.0f} s", flush=True)
     finally:
         harness.kill_all()
-    print(results.targets(), results.growth(), sep="\n\n")
+    print(results.targets(), results.growth(), results.many(), sep="\n\n")
     if not options.quick and not options.only and not options.peers:
         Path(HERE / "RESULTS.md").write_text(results.markdown())
         Path(HERE / "results.svg").write_text(results.chart())
