@@ -28,7 +28,24 @@ HERE = Path(__file__).resolve().parent
 
 HOSTS = ("api.example.test", "other.example.test", "late.example.test", "git.example.test")
 TOKEN = "token-that-no-agent-may-see-5f0c91"
-DAEMONS = ("egress", "pipelock", "git-gate", "git-http", "supervise")
+ACCOUNTS = {  # daemon -> account
+    "egress": "mitmproxy",
+    "pipelock": "pipelock",
+    "git-gate": "git-gate",
+    "git-http": "git-gate",
+    "supervise": "supervise",
+}
+DAEMONS = tuple(ACCOUNTS)
+IDS = {"mitmproxy": 1000, "pipelock": 8888, "git-gate": 9418, "supervise": 9100}
+# The options of examples/compose.yaml. SETUID and SETGID to take the daemons' accounts, KILL to signal them then, and
+# SETPCAP to keep these from the daemons.
+CAPABILITIES = ("--cap-drop", "ALL", *(f"--cap-add={name}" for name in ("SETUID", "SETGID", "KILL", "SETPCAP")))
+HARDENED = (
+    *("--read-only", "--tmpfs", "/run", *CAPABILITIES, "--security-opt", "no-new-privileges"),
+    *("--ulimit", "core=0", "--pids-limit", "1024"),
+)
+# For every bundle of a run of these tests: Docker's defaults, or these.
+OPTIONS = HARDENED if os.environ.get("SIDECARS_HARDENED") else ()
 PATIENCE = 60.0  # for a slow machine; a start takes two seconds
 
 ALLOWLIST = """\
@@ -199,7 +216,9 @@ class Bundle(Container):
             self.files / "pipelock.yaml": "/etc/pipelock.yaml",
             self.files / "routes.yaml": "/etc/egress/routes.yaml",
             self.files / "mirrors": "/etc/git-gate/mirrors",
-            world.shared / "ssh": "/etc/git-gate/ssh",
+            # As hosts have it: the key belongs to uid 1000 and has mode 0600.
+            world.shared / "ssh" / "id": "/etc/git-gate/ssh/id",
+            world.shared / "ssh" / "known_hosts": "/etc/git-gate/ssh/known_hosts",
             world.shared / "ca.pem": "/etc/egress/upstream-ca.pem",
         }
         environment = {
@@ -238,6 +257,12 @@ class Bundle(Container):
         document = json.loads(self.supervisor("status", "--json").stdout)
         return {daemon["name"]: daemon for daemon in document["daemons"]}
 
+    def users(self) -> dict[int, int]:
+        """Process -> uid, of all processes."""
+        look = "grep ^Uid: /proc/[0-9]*/status 2>/dev/null"
+        lines = self.exec("sh", "-c", look, user="supervise", check=False).stdout.splitlines()
+        return {int(line.split("/")[2]): int(line.split()[1]) for line in lines}
+
     def pids(self) -> dict[str, int]:
         return {name: daemon["pid"] for name, daemon in self.daemons().items()}
 
@@ -274,4 +299,4 @@ class BundleTest(EngineTest):
     def setUpClass(cls) -> None:
         super().setUpClass()
         cls.world = cls.enterClassContext(World())
-        cls.bundle = cls.enterClassContext(Bundle(cls.world, daemons=cls.daemons))
+        cls.bundle = cls.enterClassContext(Bundle(cls.world, *OPTIONS, daemons=cls.daemons))

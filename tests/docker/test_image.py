@@ -6,12 +6,7 @@ import json
 import unittest
 from typing import ClassVar
 
-from tests.docker.engine import DAEMONS, IMAGE, Bundle, Container, EngineTest, World, docker
-
-# Those that the README names: SETUID and SETGID to take egress's account, KILL to signal it then, and SETPCAP to keep
-# these from the daemons.
-NEEDED = ("SETUID", "SETGID", "KILL", "SETPCAP")
-CAPABILITIES = ("--cap-drop", "ALL", *(word for name in NEEDED for word in ("--cap-add", name)))
+from tests.docker.engine import CAPABILITIES, DAEMONS, HARDENED, IMAGE, Bundle, Container, EngineTest, World, docker
 
 
 class Contents(EngineTest):
@@ -98,6 +93,7 @@ class LockedDown(EngineTest):
         """Start, work, restart in place and stop within two seconds, each daemon by TERM alone."""
         with Bundle(self.world, *options) as bundle:
             self.assertEqual(set(bundle.daemons()), set(DAEMONS))
+            self.assertEqual([pid for pid, uid in bundle.users().items() if uid == 0], [1])
             answer = self.world.fetch("https://api.example.test/", "--ca", bundle.ca())
             self.assertEqual(answer["status"], 200, answer)
             self.world.git("ls-remote", "git://127.0.0.1/demo.git")
@@ -120,7 +116,7 @@ class LockedDown(EngineTest):
         self.live_through("--security-opt", "no-new-privileges")
 
     def test_all_of_it(self) -> None:
-        self.live_through("--read-only", "--tmpfs", "/run", *CAPABILITIES, "--security-opt", "no-new-privileges")
+        self.live_through(*HARDENED)
 
 
 if __name__ == "__main__":

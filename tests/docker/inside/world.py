@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
+import os
 import ssl
 import subprocess
 import threading
@@ -122,6 +123,7 @@ def start_sshd() -> subprocess.Popen[bytes]:
     directory.mkdir()
     for path in (directory / "id", Path("/etc/ssh/host_key")):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    os.chown(directory / "id", 1000, 1000)
     public = Path("/etc/ssh/host_key.pub").read_text()
     (directory / "known_hosts").write_text(f"[git.example.test]:2222 {public}")
     Path("/etc/ssh/agent_keys").write_text((directory / "id.pub").read_text())
