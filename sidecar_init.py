@@ -83,7 +83,7 @@ _LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on writ
 _LOG_RESERVE = 1 << 18  # on top of that: for the last lines of exited daemons, and for the supervisor's own
 _LAST_LINES_SIZE = 4096
 _EVENTS_LIMIT = 1 << 20
-_FILE_LIMIT = 1 << 20
+_FILE_LIMIT, _SECRET_LIMIT = 1 << 20, 1 << 16
 _STATE_DIRECTORY = "/run/sidecar-init"
 _FIRST_ROW_SIGNAL = 34  # whatever libc calls it: this is what `docker kill --signal RTMIN` means
 
@@ -156,6 +156,13 @@ def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
     """A fresh environment for `name`: all of `base_env` except the secrets that belong to others."""
     others = tuple(prefix for prefix, owners in _SECRETS.items() if name not in owners)
     return {key: value for key, value in base_env.items() if not key.startswith(others)}
+
+
+def _secret_in_file(variable: str) -> str:
+    """X if `variable` is X_FILE, the path of a file that holds the secret X; else nothing."""
+    name = variable.removesuffix("_FILE")
+    is_one = name != variable not in _SECRETS and any(name.startswith(one) and name != one for one in _SECRETS)
+    return name if is_one else ""
 
 
 # -- the supervisor ----------------------------------------------------------------------------------------------------
@@ -1485,7 +1492,7 @@ class _Secrets:
         starts = tuple(map(os.fsencode, prefixes))
         for name, value in environ.items():
             if starts and name.startswith(starts):
-                self.add(name, value)
+                self.add(name, b"" if _secret_in_file(os.fsdecode(name)) else value)
 
     def add(self, name: bytes, secret: bytes) -> None:
         self._variables.append(os.fsdecode(name))
@@ -1611,23 +1618,29 @@ class _Kernel:
         try:
             return self._checked(self._libc.syscall(437, folder, os.fsencode(name), how, size), name)  # openat2
         except OSError as error:
+            if error.errno in (errno.EXDEV, errno.ELOOP):
+                error.strerror = "its link leads out of its folder"
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
             return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)  # before Linux 5.6
 
-    def sealed(self, name: str, contents: bytes) -> int:
-        """A file in memory that its owner alone can read, and no one can change."""
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        try:
-            fd = os.memfd_create(name[:200], flags | _MFD_NOEXEC_SEAL)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            fd = os.memfd_create(name[:200], flags)  # before Linux 6.3
-        try:
+    def sealed(self, name: str, contents: bytes, uid: int | None) -> int:
+        """A file in memory that this user alone can read, and no one can change."""
+
+        def create(flags: int = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) -> int:
+            try:
+                fd = os.memfd_create(name[:200], flags | _MFD_NOEXEC_SEAL)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                fd = os.memfd_create(name[:200], flags)  # before Linux 6.3
             os.fchmod(fd, 0o400)
-            if os.write(fd, contents) < len(contents):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return fd
+
+        fd = self.as_user(uid, create)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(contents)
             os.lseek(fd, 0, os.SEEK_SET)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError:
@@ -1705,7 +1718,7 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
 
 
 class _Inputs:
-    """What daemons get: their environment, and files that PID 1 reads for them at each start.
+    """What daemons get: their environment, and what PID 1 reads for them at each start (`files`, secrets in files).
 
     PID 1 may read more than a daemon. So that no daemon can put another file in the place of its own, each folder is
     opened before the first child, and taken only if no daemon can change it. Below it, nothing leads out again.
@@ -1716,71 +1729,79 @@ class _Inputs:
     ) -> None:
         self._environ, self._kernel, self._proc, self._log = environ, kernel, proc, log
         self._folders: dict[str, tuple[int, OSError | None]] = {}
-        for spec in specs if os.geteuid() == 0 else ():
-            _, files = self._wanted(spec, None)
-            for folder in map(os.path.dirname, files.values()):
-                if folder not in self._folders:
+        self._secrets: dict[str, bytes] = {}  # those that were read
+        for spec in specs:
+            _, secrets, files = self._wanted(spec, None)
+            for folder in map(os.path.dirname, (*secrets.values(), *files.values())):
+                if folder not in self._folders and os.geteuid() == 0:
                     self._folders[folder] = self._open_folder(folder)
+            for variable in secrets:
+                log.secrets.add(os.fsencode(variable), b"")  # its owner has one, even if nothing was read yet
 
     def close(self) -> None:
         _close(*(fd for fd, _ in self._folders.values()))
 
     def prepare(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], list[int]]:
         """Its environment, and descriptors for 3 and up; -1 if a file is missing."""
-        environ, files = self._wanted(spec, account)
+        environ, secrets, files = self._wanted(spec, account)
         fds: list[int] = []
+        path = variable = ""
         try:
+            for variable, path in secrets.items():
+                if environ.get(variable):
+                    raise _CannotStart(f"choose {variable}", reason=f"{variable}_FILE is set too; unset one of them")
+                environ[variable] = self._read_secret(variable, path)
             for number, (variable, path) in enumerate(files.items(), 3):
                 try:
-                    contents = self._read(variable, path, _FILE_LIMIT)
+                    contents = self._read(path, _FILE_LIMIT)
+                    fds.append(self._kernel.sealed(variable, contents, account.uid if account else None))
                     environ[variable] = f"/proc/self/fd/{number}"
-                    fds.append(self._in_memory(variable, contents, account))
                 except FileNotFoundError as error:
                     environ.pop(variable, None)
                     fds.append(-1)
                     self._log.say_once(f"{spec.name} starts without {variable}: cannot find {path}: {error.strerror}")
-        except BaseException:
+        except BaseException as error:
             _close(*fds)
-            raise
+            if not isinstance(error, OSError):
+                raise
+            where = f" from {path}" if path.startswith("/") else ""  # else it may be the secret itself
+            raise _CannotStart(f"read {variable}{where}", reason=str(error.strerror), may_pass=True) from None
         return environ, fds
 
-    def _wanted(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], dict[str, str]]:
-        """Its environment before anything was read; the path for each variable of `files`."""
+    def _wanted(
+        self, spec: _DaemonSpec, account: _Account | None
+    ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Its environment before anything was read; the paths of secrets and of `files`, by their variables."""
         environ = _env_for_daemon(spec.name, self._environ)
         for variable in ("HOME", "USER", "LOGNAME") if account else ():
             environ.pop(variable, None)
         files = {variable: environ.get(variable) or path for variable, path in spec.files.items()}
-        return {**environ, **(account.environ if account else {}), **spec.env}, files
+        environ = {**environ, **(account.environ if account else {}), **spec.env}
+        named = {variable: environ.pop(variable) for variable in list(environ) if _secret_in_file(variable)}
+        return environ, {_secret_in_file(variable): path for variable, path in named.items() if path}, files
 
-    def _in_memory(self, variable: str, contents: bytes, account: _Account | None) -> int:
-        try:
-            uid = account.uid if account else None
-            return self._kernel.as_user(uid, lambda: self._kernel.sealed(variable, contents))
-        except OSError as error:
-            raise _CannotStart(f"keep {variable} in memory", error.errno or 0, may_pass=True) from None
+    def _read_secret(self, variable: str, path: str) -> str:
+        secret = self._read(path, _SECRET_LIMIT)
+        secret = secret[:-1].removesuffix(b"\r") if secret.endswith(b"\n") else secret
+        if not secret or b"\0" in secret:
+            raise OSError(errno.EINVAL, "it contains a NUL byte" if secret else "it is empty")
+        if self._secrets.get(variable) != secret:
+            self._secrets[variable] = secret
+            self._log.secrets.add(os.fsencode(variable), secret)
+        return os.fsdecode(secret)
 
-    def _read(self, variable: str, path: str, limit: int) -> bytes:
-        """Raises FileNotFoundError if it is missing, and _CannotStart for any other reason."""
-        try:
-            if not path.startswith("/"):
-                raise OSError(errno.EINVAL, "its path must be absolute")
-            return self._read_below(*os.path.split(path), limit)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            why = "it leads out of its folder" if error.errno in (errno.EXDEV, errno.ELOOP) else error.strerror
-            where = f" from {path}" if path.startswith("/") else ""  # else it may be the secret itself
-            raise _CannotStart(f"read {variable}{where}", reason=str(why), may_pass=True) from None
-
-    def _read_below(self, folder: str, name: str, limit: int) -> bytes:
+    def _read(self, path: str, limit: int) -> bytes:
         """Looked up as the folder's owner and read as the file's, so that no capability is needed to read it."""
+        if not path.startswith("/"):
+            raise OSError(errno.EINVAL, "its path must be absolute")
         if os.geteuid() == 0:
+            folder, name = os.path.split(path)
             fd, refusal = self._folders[folder]
             if refusal:
                 raise OSError(refusal.errno, refusal.strerror)
             found = self._kernel.as_user(os.fstat(fd).st_uid, lambda: self._kernel.open_beneath(fd, name))
         else:
-            found = os.open(f"{folder}/{name}", os.O_PATH | os.O_CLOEXEC)
+            found = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             about = os.fstat(found)
             if not stat.S_ISREG(about.st_mode):

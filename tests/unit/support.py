@@ -69,7 +69,8 @@ class SupervisorTest(UnitTest):
         """A supervisor that has started all; nothing of it is left after the test."""
         fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.close_later(fd)
-        supervisor = sidecar_init._Supervisor(specs, log=sidecar_init._Log(fd, NO_SECRETS))
+        log = sidecar_init._Log(fd, sidecar_init._Secrets(os.environb, sidecar_init._SECRETS))
+        supervisor = sidecar_init._Supervisor(specs, log=log)
         self.addCleanup(self.end, supervisor)
         supervisor.start_all()
         return supervisor

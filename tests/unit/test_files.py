@@ -193,10 +193,10 @@ class Folders(FilesTest):
             with self.subTest(target):
                 link.unlink(missing_ok=True)
                 link.symlink_to(target)
-                self.assertEqual(self.refusal(str(link)), "it leads out of its folder")
+                self.assertEqual(self.refusal(str(link)), "its link leads out of its folder")
 
     def test_so_is_a_magic_link(self) -> None:
-        self.assertEqual(self.refusal("/proc/self/cwd"), "it leads out of its folder")
+        self.assertEqual(self.refusal("/proc/self/cwd"), "its link leads out of its folder")
 
 
 if __name__ == "__main__":
