@@ -488,7 +488,7 @@ class _Daemon:
                 yield from self._stop(self.process, order)
                 self.history.was_stopped(self.process)
         self._enter(_STOPPED)
-        self.history.record("stopped")
+        self.history.tell("stopped", "")
 
     def _run_once(self, is_asked: bool) -> _Part[bool]:
         """One process, from its start to the rest after its exit. True if the next start was requested."""
@@ -560,7 +560,6 @@ class _Daemon:
                     problem = yield from self._check(process)
                     if not problem:
                         if process.poll() is not None:
-                            self.history.ended_by_itself(process)
                             self._report_exit(process)
                         order.at = self.clock()  # the grace does not include the check
                         return order
@@ -571,20 +570,22 @@ class _Daemon:
 
     def _after_exit(self, process: _Process) -> _Rest:
         """Apply the restart policy to an exit that was not requested."""
-        history, status = self.history, self.history.ended_by_itself(process)
-        is_done = self.spec.oneshot and status == 0
+        history, has_succeeded = self.history, process.returncode == 0
+        is_done = self.spec.oneshot and has_succeeded
         policy = self.spec.restart if self._launcher.may_restart and not is_done else "never"
-        if policy == "never" or (policy == "on-failure" and status == 0):
+        if policy == "never" or (policy == "on-failure" and has_succeeded):
             self._report_exit(process)
             if is_done:
                 history.became_ready(process)
             history.exits = 0
             return _EXITED, _NEVER
-        delay = history.count_exit(process)
+        history.steady_at(process)
+        history.exits += 1
+        delay = _backoff(history.exits)
         self._report_exit(process, delay)
         if history.exits == _CRASH_LOOP_EXITS:
-            history.say(f"is crash-looping: {history.exits} exits, each within {_STEADY_SECONDS:g} s")
-            history.record("crash-looping", exits=history.exits)
+            what = f"{self.spec.name} is crash-looping: {history.exits} exits, each within {_STEADY_SECONDS:g} s"
+            history.tell("crash-looping", what, exits=history.exits)
         return _BACKOFF, self.clock() + delay
 
     def _check(self, process: _Process) -> _Part[str]:
@@ -628,8 +629,8 @@ class _Daemon:
                 process.returncode = -signal.SIGKILL if process.returncode is None else process.returncode
                 return is_asked
             if not is_killed and now >= kill_at and (is_reported or process.poll() is None):
-                self.history.say(f"has not stopped after {now - order.at:.1f} s; killing it")
-                self.history.record("killed")
+                late = f"{self.spec.name} has not stopped after {now - order.at:.1f} s"
+                self.history.tell("killed", late, then="killing it")
                 process.stop(signal.SIGKILL, "group")
                 give_up_at = now + _GIVE_UP_SECONDS
             # If the leader has exited, no signal tells us that its group is empty.
@@ -694,7 +695,6 @@ class _Log:
         self._lost, self._why_lost = 0, ""  # lines
         self._said: set[str] = set()
         self._has_colours = os.isatty(fd) and not os.environ.get("NO_COLOR")
-        self._own_prefix = self.prefix("sidecar-init: ")
         self.fd, self._write = _open_for_log(fd)
 
     def prefix(self, text: str) -> bytes:
@@ -717,7 +717,7 @@ class _Log:
         """Log a message of the supervisor's own."""
         if self.has_room(_LOG_RESERVE):
             line = _one_line(self.redact_text(text)).encode("utf-8", "backslashreplace")
-            self.put(self._own_prefix + line + b"\n")
+            self.put(self.prefix("sidecar-init: ") + line + b"\n")
         else:
             self._lost, self._why_lost = self._lost + 1, "the log's reader stalled"
 
@@ -736,9 +736,7 @@ class _Log:
                 written = self._write(self.fd, self._buffer)
                 self._is_mid_line = self._buffer[written - 1] != 10
                 del self._buffer[:written]
-                if self._lost and self.has_room():
-                    lost, self._lost = self._lost, 0
-                    self.say(f"{lost} log lines were lost: {self._why_lost}")
+                self._report_loss()
         except BlockingIOError:
             pass
         except OSError as error:
@@ -748,24 +746,26 @@ class _Log:
         self._lost, self._why_lost = self._lost + self._buffer.removeprefix(b"\n").count(b"\n"), why
         self._buffer.clear()
 
+    def _report_loss(self) -> None:
+        if self._lost and self.has_room():
+            lost, self._lost = self._lost, 0
+            self.say(f"{lost} log lines were lost: {self._why_lost}")
+
     def wait(self, deadline: float) -> None:
-        """Wait for the reader until `deadline`; then drop what is left."""
+        """Flush, waiting for the reader until `deadline`; then drop what is left."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         self.flush()
-        while self._buffer and time.monotonic() < deadline:
-            poll.poll(max(0, deadline - time.monotonic()) * 1000)
+        while self._buffer and (seconds := deadline - time.monotonic()) > 0:
+            poll.poll(seconds * 1000)
             self.flush()
         if self._buffer:
             self._drop("the log's reader stalled")
 
     def close(self, deadline: float) -> None:
-        """Flush for the last time; report lost lines if possible."""
         self.wait(deadline)
-        if self._lost:
-            self.say(f"{self._lost} log lines were lost: {self._why_lost}")
-            self._lost = 0
-            self.wait(time.monotonic() + _POLL_INTERVAL)
+        self._report_loss()
+        self.wait(time.monotonic() + _POLL_INTERVAL)
 
 
 # -- the launcher ------------------------------------------------------------------------------------------------------
@@ -921,7 +921,12 @@ class _State:
     """`status.json` and `events.jsonl`, written at the end of a turn."""
 
     def __init__(self, directory: str, log: _Log) -> None:
-        self._log, self._directory = log, _open_directory(directory, log)
+        self._log, self._directory = log, None
+        try:
+            self._directory = _Directory(directory) if directory else None
+        except OSError as error:
+            remedy = "set SIDECAR_INIT_STATE_DIR to another directory"
+            log.say(f"cannot keep status and events in {directory}: {error.strerror}; {remedy}")
         self.is_stale = self.has_news = False  # the files are out of date; a waiting daemon may be able to go on
         self._events: list[str] = []
         self._stale: set[str] = set()
@@ -1202,21 +1207,21 @@ class _History:
     def touch(self) -> None:
         self._state.touch(self._spec.name)
 
-    def say(self, text: str) -> None:
-        self._log.say(f"{self._spec.name} {text}")
-
-    def record(self, event: str, **more: object) -> None:
+    def tell(self, event: str, text: str, *, then: str = "", refuses: bool | None = None, **more: object) -> None:
+        """Log the text and record the event. With `refuses`, the text answers all requests since the last answer."""
+        if text:
+            self._log.say(f"{text}; {then}" if then else text)
         self._state.record(event, self._spec.name, self._pid, **more)
+        if refuses is not None:
+            self.answer(text, is_refused=refuses)
 
     def explain(self, reason: str) -> None:
         """Say why it is not up yet, whenever the reason changes."""
         reason = self._log.redact_text(reason)
         if reason != self.reason:
             self.reason = reason
-            self.say(reason)
+            self._log.say(f"{self._spec.name} {reason}")
             self.touch()
-
-    # a request, and the answer to all requests since the last answer
 
     def ask(self) -> None:
         self.asked += 1
@@ -1229,57 +1234,45 @@ class _History:
 
     def accept(self) -> None:
         self.exits = self.failed_starts = 0
-        self._log.say(f"restarting {self._spec.name}")
-        self.record("restarting")
+        self.tell("restarting", f"restarting {self._spec.name}")
 
     def refuse(self, problem: str) -> None:
         problem = self._log.redact_text(problem)
         what = f"cannot restart {self._spec.name}: {problem}"
-        self._log.say(f"{what}; nothing was changed")
-        self.record("refused", reason=problem)
-        self.answer(what, is_refused=True)
+        self.tell("refused", what, then="nothing was changed", refuses=True, reason=problem)
 
     def forwarded(self, number: int, problem: str) -> None:
-        what = f"{_signal_name(number)} for {self._spec.name} dropped: {problem}"
-        what = what if problem else f"{_signal_name(number)} delivered to {self._spec.name}"
+        name, target = _signal_name(number), self._spec.name
+        what = f"{name} for {target} dropped: {problem}" if problem else f"{name} delivered to {target}"
         self.ask()
-        self._log.say(what)
-        self.record("signal", signal=_signal_name(number), forwarded=not problem, reason=problem or None)
-        self.answer(what, is_refused=problem > "")
-
-    # a process, from its start to its exit
+        self.tell("signal", what, refuses=bool(problem), signal=name, forwarded=not problem, reason=problem or None)
 
     def started(self, process: _Process, is_asked: bool) -> None:
         self._pid = process.pid
         self.starts += 1
         self.failed_starts, self.outcome, self.reason = 0, (0, 0, 0), ""
         event = "restarted" if is_asked and self.starts > 1 else "started"
-        self.say(f"{event} (pid {process.pid})")
-        self.record(event)
-        self.answer(f"{self._spec.name} {event} (pid {process.pid})")
+        self.tell(event, f"{self._spec.name} {event} (pid {process.pid})", refuses=False)
 
     def not_started(self, problem: _CannotStart) -> float | None:
         """Returns the delay until the next try; None if there will be none."""
-        delay, what_next = None, "it stays down until a restart is requested"
+        self.reason = self._log.redact_text(str(problem))
+        event, what, delay = "failed", f"cannot start {self._spec.name}: {self.reason}", None
+        then = "it stays down until a restart is requested"
         if problem.status is None:
             self.failed_starts += 1
-            delay = _backoff(self.failed_starts)
-            what_next = f"trying again in {delay:.1f} s"
+            event, delay = "not-started", _backoff(self.failed_starts)
+            then = f"trying again in {delay:.1f} s"
         else:
             self.outcome = (1, 0, problem.status)
-        self.reason = self._log.redact_text(str(problem))
-        what = f"cannot start {self._spec.name}: {self.reason}"
-        self._log.say(f"{what}; {what_next}")
-        self.record("failed" if delay is None else "not-started", reason=self.reason)
-        self.answer(what, is_refused=True)
+        self.tell(event, what, then=then, refuses=True, reason=self.reason)
         return delay
 
     def became_ready(self, process: _Process) -> None:
         process.is_ready = self.was_ready = True
         self.reason, uptime = "", self._clock() - process.started_at
-        if self._spec.port or self._spec.ready:
-            self.say(f"ready after {uptime:.2f} s")
-        self.record("ready", seconds=round(uptime, 3))
+        is_news = self._spec.port or self._spec.ready
+        self.tell("ready", f"{self._spec.name} ready after {uptime:.2f} s" if is_news else "", seconds=round(uptime, 3))
 
     def steady_at(self, process: _Process) -> float:
         """When enough uptime ends a series of exits; never if there is none, or if it has ended just now."""
@@ -1289,36 +1282,26 @@ class _History:
             self.touch()
         return steady_at if self.exits else _NEVER
 
-    def count_exit(self, process: _Process) -> float:
-        """Count an exit that a restart follows; returns the delay before it."""
-        self.steady_at(process)
-        self.exits += 1
-        return _backoff(self.exits)
-
-    def ended_by_itself(self, process: _Process) -> int:
-        """Returns the status that counts until it is started again."""
-        status = _shell_status(process.returncode or 0)
-        self.outcome = (int(status != 0), 0, status)
-        return status
-
-    def was_stopped(self, process: _Process) -> None:
-        """A failure from before the shutdown counts more."""
-        if not self.outcome[0]:
-            status = _shell_status(process.returncode or 0)
-            self.outcome = (0, int(status == 137), status)
-
     def exited(self, process: _Process, delay: float | None, last_lines: bytes, counter: _OomCounter) -> None:
         code, uptime = process.returncode or 0, self._clock() - process.started_at
+        if not process.stopped_by:  # it counts until it is started again
+            self.outcome = (int(code != 0), 0, _shell_status(code))
         is_killed_by_others = code == -signal.SIGKILL and process.stopped_by != signal.SIGKILL
         oom = counter.has_counted() if is_killed_by_others else False
         self.reason = self.last_exit = _exit_text(code) + (" (out of memory)" if oom else "")
-        self.say(f"{self.reason} after {uptime:.1f} s" + ("" if delay is None else f"; restarting in {delay:.1f} s"))
-        self._log.flush()  # before the event: a reader of both finds the line
-        self.record(
-            "exited", code=code if code >= 0 else None, signal=_signal_name(-code) if code < 0 else None, oom=oom,
+        self.tell(
+            "exited", f"{self._spec.name} {self.reason} after {uptime:.1f} s",
+            then="" if delay is None else f"restarting in {delay:.1f} s",
+            code=code if code >= 0 else None, signal=_signal_name(-code) if code < 0 else None, oom=oom,
             uptime=round(uptime, 3), restarts=max(self.starts - 1, 0), next_start_in=delay and round(delay, 3),
             last_lines=last_lines.decode("utf-8", "replace").splitlines()[-5:],
         )  # fmt: skip
+
+    def was_stopped(self, process: _Process) -> None:
+        """By the shutdown; a failure from before counts more."""
+        if not self.outcome[0]:
+            status = _shell_status(process.returncode or 0)
+            self.outcome = (0, int(status == 137), status)
 
     def describe(self, state: str, process: _Process | None, next_start_in: float) -> dict[str, object]:
         """The daemon's part of the status."""
@@ -1431,32 +1414,26 @@ class _Lines:
 
     def __init__(self, prefix: bytes, secrets: _Secrets, daemon: str = "") -> None:
         self._prefix, self._secrets, self._daemon = prefix, secrets, daemon
-        self._tail = bytearray()  # what came after the last newline
+        self._tail = b""  # what came after the last newline
         self._rest = b""  # of a secret whose beginning ended the last line
         self._keeps_last_lines = not secrets.belong_to(daemon)
-        self.last_lines = b""  # for the events, which every daemon can read: nothing of one that has secrets
+        self.last_lines = b""  # for the events, which every daemon can read; empty if the daemon has secrets
 
     def feed(self, chunk: bytes) -> bytes:
         """What can be written now that `chunk` was read."""
         if self._rest:  # a process that the daemon has left behind may go on where it was cut off
             chunk, self._rest = self._secrets.without_rest(chunk, self._rest)
-        end = chunk.rfind(b"\n") + 1
-        if end:
-            text = bytes(self._tail) + chunk[:end]
-            self._tail[:] = chunk[end:]
-            return self._prefixed(text)
-        self._tail += chunk
-        if len(self._tail) <= _LINE_LIMIT + self._secrets.overlap:
-            return b""
-        # What stays is longer than any secret that may be unfinished in it, and stays unredacted until it is whole.
-        end = self._secrets.cut(self._tail, _LINE_LIMIT)
-        text = bytes(self._tail[:end]) + b"\n"
-        del self._tail[:end]
-        return self._prefixed(text)
+        data, newline = self._tail + chunk, b""
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) > _LINE_LIMIT + self._secrets.overlap:
+            # What stays is longer than any secret that may be unfinished in it; it is redacted when it is whole.
+            end, newline = self._secrets.cut(data, _LINE_LIMIT), b"\n"
+        self._tail = data[end:]
+        return self._prefixed(data[:end] + newline) if end else b""
 
     def finish(self) -> bytes:
         """The last line, with a newline if it had none. A secret of its own that is cut off is redacted, too."""
-        self._tail[:], rest = self._secrets.without_unfinished(bytes(self._tail), self._daemon)
+        self._tail, rest = self._secrets.without_unfinished(self._tail, self._daemon)
         last, self._rest = self.feed(b"\n") if self._tail else b"", rest
         return last
 
@@ -1464,12 +1441,8 @@ class _Lines:
         raw, text = text, self._secrets.redact(text)
         # Reads are no longer than the limit: without a redaction, only the first line can be too long.
         if text is not raw or text.find(b"\n", 0, _LINE_LIMIT + 1) < 0:
-            pieces = [
-                line[i : i + _LINE_LIMIT]
-                for line in text[:-1].split(b"\n")
-                for i in range(0, len(line) or 1, _LINE_LIMIT)
-            ]
-            text = b"\n".join([*pieces, b""])
+            starts = [(line, range(0, len(line) or 1, _LINE_LIMIT)) for line in text[:-1].split(b"\n")]
+            text = b"".join(line[at : at + _LINE_LIMIT] + b"\n" for line, places in starts for at in places)
         if self._keeps_last_lines:
             self.last_lines = (self.last_lines + text[-_LAST_LINES_SIZE:])[-_LAST_LINES_SIZE:]
         # One unlimited replace, at 3 GB/s; a loop over lines would halve that.
@@ -1484,7 +1457,6 @@ class _Secrets:
 
     _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"  # in logs, the most common first
     _LEAST = 6  # bytes; shorter values are not redacted
-    _START = 32  # so much of a secret is enough to recognize one that was cut off
 
     def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
         self._values: dict[bytes, tuple[bytes, bytes, str]] = {}  # value: its rarest byte, replacement, variable
@@ -1530,12 +1502,10 @@ class _Secrets:
         """
         data = self.redact(data)
         for value, (_, replacement, variable) in self._values.items():
-            start = data.find(value[: self._START], max(0, len(data) - len(value) + 1))
-            for length in range(min(self._START, len(value)) - 1, self._LEAST - 1, -1):
-                if start < 0 and data.endswith(value[:length]):
-                    start = len(data) - length
-            if start >= 0 and _env_for_daemon(daemon, {variable: ""}):
-                return data[:start] + replacement, value[len(data) - start :]
+            beginning = memoryview(value)
+            for length in range(min(len(value) - 1, len(data)), self._LEAST - 1, -1):
+                if data.endswith(beginning[:length]) and _env_for_daemon(daemon, {variable: ""}):
+                    return data[:-length] + replacement, value[length:]
         return data, b""
 
     @staticmethod
@@ -1974,32 +1944,27 @@ def _open_for_log(fd: int) -> tuple[int, Callable[[int, bytearray], int]]:
 
     O_NONBLOCK belongs to the open file description, which others share: a pipe or terminal is opened again.
     """
-    kind = os.fstat(fd).st_mode
-    if stat.S_ISSOCK(kind):
-        import socket
-
-        stream = socket.socket(fileno=os.dup(fd))
-        return stream.fileno(), lambda _, data: stream.send(data, socket.MSG_DONTWAIT)
-    if stat.S_ISFIFO(kind) or os.isatty(fd):
-        try:
+    kind, is_terminal = os.fstat(fd).st_mode, os.isatty(fd)
+    try:
+        if stat.S_ISFIFO(kind) or is_terminal:
             fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:  # another user's, or its reader is gone
-            if not os.isatty(fd):
-                return fd, _write_if_ready
-            os.set_blocking(fd, False)  # a writable terminal has room for one byte; nothing is promised of more
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        except OSError:
-            pass  # a terminal, or too many large pipes: then a block takes two writes
-    return fd, os.write
+    except OSError:  # another user's, or its reader is gone
+        if not is_terminal:
+            return fd, _write_if_ready
+        os.set_blocking(fd, False)  # poll promises room for one byte of a terminal's only
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    except OSError:
+        pass  # no pipe, or too many large pipes: then a block takes two writes
+    return fd, _write_if_ready if stat.S_ISSOCK(kind) else os.write
 
 
 def _write_if_ready(fd: int, data: bytearray) -> int:
-    """For a pipe that could not be opened again: one that poll calls writable takes 4 KiB (PIPE_BUF) at once."""
+    """For a socket, or a pipe that could not be opened again: if poll calls it writable, it takes 4 KiB at once."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     if not poll.poll(0):
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise BlockingIOError
     return os.write(fd, data[:4096])
 
 
@@ -2064,16 +2029,6 @@ class _Directory:
             os.unlink(name, dir_fd=self._fd)
         os.fchmod(fd, 0o644)
         return fd
-
-
-def _open_directory(path: str, log: _Log) -> _Directory | None:
-    try:
-        return _Directory(path) if path else None
-    except OSError as error:
-        log.say(
-            f"cannot keep status and events in {path}: {error.strerror}; BOT_BOTTLE_SIDECAR_STATE_DIR names another"
-        )
-        return None
 
 
 # -- small tools -------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ module._Directory.replace = replace
     "state-directory-first": """
 import os, time
 class Later:
-    def __init__(self, path, log):
+    def __init__(self, path):
         self.path, self.opened, self.writes = path, None, 0
     def append(self, *rest):
         pass
@@ -76,7 +76,7 @@ class Later:
             with open(f"{self.path}/{name}.new", "wb") as file:
                 file.write(contents)
             os.replace(f"{self.path}/{name}.new", f"{self.path}/{name}")
-module._open_directory = Later
+module._Directory = Later
 module._is_usable = lambda path: True
 """,
     "own-state-files": """

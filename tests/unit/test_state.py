@@ -176,7 +176,7 @@ class Directory(StateTest):
         self.assertEqual((state._directory, state.environ), (None, {}))
         self.assertEqual(
             self.said(),
-            [f"cannot keep status and events in {path}: {reason}; BOT_BOTTLE_SIDECAR_STATE_DIR names another"],
+            [f"cannot keep status and events in {path}: {reason}; set SIDECAR_INIT_STATE_DIR to another directory"],
         )
 
     def test_a_link_to_a_directory_is_not_followed(self) -> None:
