@@ -98,6 +98,7 @@ class _DaemonSpec:
         after: Sequence[str] = (), check: Sequence[str] | None = None, *, ready: Sequence[str] | None = None,
         oneshot: bool = False, essential: bool = False, stop: Mapping[str, Any] | None = None, cwd: str | None = None,
         env: Mapping[str, str] | None = None, prefix: bool = True, files: Mapping[str, str] | None = None,
+        capabilities: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.name, self.argv = name, tuple(argv)
         self.restart = restart  # "never", "on-failure" or "always"
@@ -114,6 +115,7 @@ class _DaemonSpec:
         self.stop_grace: float | None = how["grace"]  # None: _GRACE_SECONDS or _RESTART_GRACE_SECONDS
         self.cwd, self.env = cwd, dict(env or {})
         self.files = dict(files or {})  # variable: the file whose contents it gets as a descriptor, 3 and up
+        self.capabilities = tuple(capabilities)  # those that it keeps, if the supervisor is root
         self.prefix = prefix  # False: its lines pass without "[name] "
 
     def __setattr__(self, field: str, value: object) -> None:
@@ -840,7 +842,7 @@ class _Launcher:
         It gets its own session, the null device as stdin, `output` as stdout and stderr, `files` and no other
         descriptor, default dispositions, an empty mask, no core dumps, no way to any privilege, and its account.
         """
-        step = "prepare its process"
+        step, kept = "prepare its process", spec.capabilities if os.geteuid() == 0 else ()
         try:
             os.setsid()
             for source, target in ((self._null, 0), (output, 1), (output, 2)):
@@ -860,15 +862,16 @@ class _Launcher:
             self._kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
             if os.geteuid() == 0:
                 step = "drop capabilities (the container must have SETPCAP, or none at all)"
-                self._kernel.drop_bounding_set()
+                self._kernel.drop_bounding_set(kept)
             if account:
+                self._kernel.prctl(_PR_SET_KEEPCAPS, bool(kept))
                 step = f"become {account.name} (the container must have SETUID and SETGID)"
                 os.setgroups(account.groups)
                 os.setresgid(account.gid, account.gid, account.gid)
                 os.setresuid(account.uid, account.uid, account.uid)
                 self._kernel.prctl(_PR_SET_DUMPABLE, 0)  # the change of user may have made memory readable
             step = "drop capabilities"
-            self._kernel.drop_capabilities()
+            self._kernel.drop_capabilities(kept)
             if spec.cwd:
                 step = f"change to its working directory {spec.cwd}"
                 os.chdir(spec.cwd)
@@ -1517,7 +1520,20 @@ class _Secrets:
 
 # -- the kernel --------------------------------------------------------------------------------------------------------
 
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 4, 8, 24, 36
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 38, 47, 2
+_CAPABILITIES = [  # by their numbers
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+]  # fmt: skip
+_EXPOSING = [  # with one of these, a daemon can read what belongs to others, or become their user
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "SETGID", "SETUID", "SYS_MODULE", "SYS_RAWIO",
+    "SYS_PTRACE", "SYS_ADMIN", "MKNOD", "PERFMON", "BPF",
+]  # fmt: skip
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH = 0x02, 0x08
 _MFD_NOEXEC_SEAL = 8
@@ -1549,10 +1565,9 @@ class _Kernel:
 
     def __init__(self) -> None:
         self._libc = _Libc()
-        with open("/proc/self/status") as status:
-            lines = [line for line in status if line.startswith("CapBnd:")]
-        bounding = int(lines[0][8:], 16)
-        self._bounding = [number for number in range(64) if bounding >> number & 1]  # read before the first child
+        with open("/proc/self/status") as status:  # before the first child
+            sets = {line[:6]: int(line[8:], 16) for line in status if line.startswith("Cap")}
+        self._bounding, self._permitted = sets["CapBnd"], sets["CapPrm"]
 
     def _checked(self, result: int, what: str) -> int:
         if result < 0:
@@ -1560,15 +1575,25 @@ class _Kernel:
             raise OSError(number, os.strerror(number), what)
         return result
 
-    def prctl(self, option: int, argument: int) -> None:
-        self._checked(self._libc.prctl(option, argument, 0, 0, 0), "prctl")
+    def prctl(self, option: int, argument: int, second: int = 0) -> None:
+        self._checked(self._libc.prctl(option, argument, second, 0, 0), "prctl")
 
-    def drop_bounding_set(self) -> None:
-        for number in self._bounding:
-            self.prctl(_PR_CAPBSET_DROP, number)
+    def has(self, capability: str) -> bool:
+        return bool(self._bounding & self._permitted & 1 << _CAPABILITIES.index(capability))
 
-    def drop_capabilities(self) -> None:
-        self._checked(self._libc.capset(struct.pack("=II", 0x20080522, 0), bytes(24)), "capset")
+    def drop_bounding_set(self, kept: Sequence[str]) -> None:
+        for number in range(64):
+            if self._bounding >> number & 1 and number not in map(_CAPABILITIES.index, kept):
+                self.prctl(_PR_CAPBSET_DROP, number)
+
+    def drop_capabilities(self, kept: Sequence[str]) -> None:
+        """All but these. At an exec, root keeps what is permitted, and another user what is ambient."""
+        bits = sum(1 << _CAPABILITIES.index(one) for one in set(kept))
+        ambient = () if os.geteuid() == 0 else kept
+        halves = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in (bits, bits, bits if ambient else 0)]
+        self._checked(self._libc.capset(struct.pack("=II", 0x20080522, 0), struct.pack("=6I", *halves)), "capset")
+        for name in ambient:
+            self.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAPABILITIES.index(name))
 
     def as_user(self, uid: int | None, action: Callable[[], _T]) -> _T:
         """Run `action` with this file system uid: what it makes belongs to that user."""
@@ -1713,6 +1738,12 @@ class _Inputs:
 
     def prepare(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], list[int]]:
         """Its environment, and descriptors for 3 and up; -1 if a file is missing."""
+        if spec.capabilities and os.geteuid() != 0:
+            names = ", ".join(spec.capabilities)
+            self._log.say_once(f"{spec.name} runs without {names}: only root can keep capabilities")
+        for name in spec.capabilities if os.geteuid() == 0 else ():
+            if not self._kernel.has(name):
+                raise _CannotStart(f"keep the capability {name}", reason="the container does not have it")
         environ, secrets, files = self._wanted(spec, account)
         fds: list[int] = []
         path = variable = ""
@@ -2158,6 +2189,10 @@ def _is_user(value: object) -> bool:
     return is_name or (isinstance(value, str) and _Account.of_ids(value) is not None)
 
 
+def _is_capabilities(value: object) -> bool:
+    return isinstance(value, list) and all(name in _CAPABILITIES for name in value)
+
+
 def _is_files(value: object) -> bool:
     paths = value.values() if isinstance(value, dict) else [""]
     return _is_environment(value) and all(path.startswith("/") and not path.endswith("/") for path in paths)
@@ -2191,6 +2226,7 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "env": ("a table of strings", _is_environment),
     "prefix": ("true or false", lambda value: isinstance(value, bool)),
     "files": ("a table of absolute paths", _is_files),
+    "capabilities": ("a list of capabilities, like NET_BIND_SERVICE", _is_capabilities),
 }
 
 
@@ -2637,6 +2673,14 @@ def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
                 if uids[other] == uids[owner]:
                     why = f"it runs as the same user as {owner}; give {owner} its own"
                     warnings.append(f"cannot keep {prefix}* from {other}: {why}")
+    for spec in specs if os.geteuid() == 0 else ():
+        risky = ", ".join(name for name in spec.capabilities if name in _EXPOSING)
+        exposed = {other.name for other in specs if other.files}
+        for prefix, owners in _SECRETS.items():
+            is_set = spec.name not in owners and any(key.startswith(prefix) for key in os.environ)
+            exposed |= set(owners if is_set else ())
+        if risky and (others := ", ".join(sorted(uids.keys() & exposed - {spec.name}))):
+            warnings.append(f"cannot keep the secrets of {others} from {spec.name}: it has {risky}; drop them")
     return sorted(warnings)
 
 

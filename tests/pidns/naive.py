@@ -10,12 +10,12 @@ NAIVE: dict[str, str] = {
     "undumpable": "module._Launcher.guard = lambda self: None",
     "empty-environment-block": "module._Kernel.empty_environment_block = lambda self: None",
     "empty-capability-sets": """
-module._Kernel.drop_bounding_set = module._Kernel.drop_capabilities = lambda self: None
+module._Kernel.drop_bounding_set = module._Kernel.drop_capabilities = lambda self, kept: None
 """,
     "no-new-privs": """
 prctl = module._Kernel.prctl
-module._Kernel.prctl = lambda self, option, value: option == 38 or prctl(self, option, value)
-module._Kernel.drop_bounding_set = lambda self: None
+module._Kernel.prctl = lambda self, option, *values: option == 38 or prctl(self, option, *values)
+module._Kernel.drop_bounding_set = lambda self, kept: None
 """,
     "core-limit": """
 import resource

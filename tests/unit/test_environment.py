@@ -113,6 +113,28 @@ class Warnings(UnitTest):
     def test_an_owner_that_does_not_run_gives_nothing_away(self) -> None:
         self.assertEqual(self.warnings(b="web", c="web"), [])
 
+    def test_a_capability_that_opens_what_others_have_is_told(self) -> None:
+        specs = (
+            _DaemonSpec("nginx", ["true"], capabilities=["NET_BIND_SERVICE", "SETUID", "CHOWN"]),
+            _DaemonSpec("a", ["true"], user="web"),
+            _DaemonSpec("b", ["true"], user="db", files={"KEY": "/run/key"}),
+        )
+        why = "it has SETUID, CHOWN; drop them"
+        self.assertEqual(_warnings(specs), [f"cannot keep the secrets of a, b from nginx: {why}"])
+        self.assertEqual(_warnings(specs[:2]), [f"cannot keep the secrets of a from nginx: {why}"])
+        with mock.patch("os.geteuid", return_value=1000):
+            self.assertNotIn("nginx: it has", str(_warnings(specs)), "it does not get them")
+
+    def test_a_capability_is_not_mentioned_if_nothing_is_open_to_it(self) -> None:
+        risky = _DaemonSpec("nginx", ["true"], capabilities=["SETUID"], files={"KEY": "/run/key"})
+        bind = _DaemonSpec("bind", ["true"], user="db", capabilities=["NET_BIND_SERVICE", "NET_RAW", "KILL"])
+        owner = _DaemonSpec("a", ["true"], user="web")
+        self.assertEqual(_warnings((bind, owner)), [])
+        self.patch("_SECRETS", {"A_": ("a", "nginx")})
+        self.assertEqual(_warnings((risky, owner)), [], "it owns the same secrets")
+        self.patch("_SECRETS", {})
+        self.assertEqual(_warnings((risky, owner)), [])
+
     def test_names_that_are_asked_for_and_not_in_the_table_are_told(self) -> None:
         os.environ["SIDECAR_INIT_DAEMONS"] = "a,other"
         self.assertEqual(self.warnings(a="web"), ["there is no daemon other; ignored"])

@@ -47,6 +47,7 @@ stop = { signal = "QUIT", to = "leader", grace = 30 }
 cwd = "/srv"
 env = { WORKERS = "4", EMPTY = "" }
 files = { KEY = "/run/secrets/key" }
+capabilities = ["NET_BIND_SERVICE", "CHOWN"]
 prefix = false
 """
 
@@ -130,6 +131,8 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
             "'/a'", "['/a']", "7", "true", "{ A = 1 }", "{ A = ['/a'] }", "{ A = '' }", "{ A = 'a' }", "{ A = '/' }",
             "{ A = '/a/' }", "{ '' = '/a' }", "{ 'A=B' = '/a' }", '{ "A\\u0000" = "/a" }', '{ A = "/\\u0000" }')),
         ("files", "{ A = '/a' }\nenv = { A = 'x' }", "env and files set the same variable"),
+        *(("capabilities", value, "capabilities must be a list of capabilities, like NET_BIND_SERVICE") for value in (
+            "'CHOWN'", "['CAP_CHOWN']", "['chown']", "['']", "[0]", "[['CHOWN']]", "true", "{}", "['ALL']")),
         *(("oneshot", f"true\n{key} = {value}", "a oneshot cannot have port or ready")
           for key, value in (("port", "80"), ("ready", "['true']"))),
     ]},
@@ -262,7 +265,7 @@ class Right(TableTest):
         self.assertEqual((spec.ready, spec.essential, spec.prefix), (("curl", "-f", "http://[::1]/"), True, False))
         self.assertEqual((spec.stop_signal, spec.stop_to, spec.stop_grace), (signal.SIGQUIT, "leader", 30))
         self.assertEqual((spec.cwd, spec.env), ("/srv", {"WORKERS": "4", "EMPTY": ""}))
-        self.assertEqual(spec.files, {"KEY": "/run/secrets/key"})
+        self.assertEqual((spec.files, spec.capabilities), ({"KEY": "/run/secrets/key"}, ("NET_BIND_SERVICE", "CHOWN")))
         self.assertIs(self.use(GOOD + "oneshot = true\n").oneshot, True)
 
     def test_every_field_that_is_known_is_tried_with_something_wrong(self) -> None:
