@@ -1448,8 +1448,9 @@ class _Lines:
             text = b"".join(line[at : at + _LINE_LIMIT] + b"\n" for line, places in starts for at in places)
         if self._keeps_last_lines:
             self.last_lines = (self.last_lines + text[-_LAST_LINES_SIZE:])[-_LAST_LINES_SIZE:]
-        # One unlimited replace, at 3 GB/s; a loop over lines would halve that.
-        return self._prefix + text[:-1].replace(b"\n", b"\n" + self._prefix) + b"\n"
+        # One unlimited replace, at 3 GB/s, and one copy; a loop over lines would halve that.
+        text = text.replace(b"\n", b"\n" + self._prefix)
+        return b"".join((self._prefix, memoryview(text)[: len(text) - len(self._prefix)]))
 
 
 class _Secrets:
