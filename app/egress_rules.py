@@ -95,10 +95,13 @@ LIKE_A_DOT = str.maketrans(dict.fromkeys("\u3002\uff61", "."))
 SEPARATORS = frozenset("/\\%\u2044\u2215\u2216\u29f5\u29f8")
 
 
+MOST_ESCAPES = 4096  # NFKC needs quadratic time for combining characters in a row
+
+
 def is_ambiguous(path: str) -> bool:
     """Whether some server could take `path` for another one, by resolving, decoding or collapsing it."""
     segments = path.split("/")[1:]
-    if not PLAIN_PATH.fullmatch(path) or "" in segments[:-1]:
+    if path.count("%") > MOST_ESCAPES or not PLAIN_PATH.fullmatch(path) or "" in segments[:-1]:
         return True
     try:
         decoded = [unicodedata.normalize("NFKC", unquote(segment, errors="strict")) for segment in segments]

@@ -53,6 +53,10 @@ class MatchingTests(unittest.TestCase):
             found(routes, "a.test", target="/@scope%2fname")
         self.assertIsNotNone(found(routes, "b.test", target="/@scope%2fname"))
 
+    def test_a_path_with_more_escapes_than_can_be_normalized_in_time_is_refused(self) -> None:
+        self.assertFalse(is_ambiguous("/" + "%C3%A9" * 2048))
+        self.assertTrue(is_ambiguous("/" + "%C3%A9" * 2049))
+
     def test_plain_paths_are_not_ambiguous(self) -> None:
         for path in ("/", "/a", "/a/", "/a.b/..c/.d.", "/a%20b", "/%E2%82%AC", "/a;v=1/b", "/~me/@x:y/$(a)'*+,=!&"):
             self.assertFalse(is_ambiguous(path), path)
