@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
 from html import escape
+from pathlib import Path
 
 from measures import Measure, Row, Target
 from peers import OURS as BAKED
@@ -163,8 +165,7 @@ class Results:
         )
 
     def chart(self) -> str:
-        panels = [result for key in CHARTED for result in self.rows if result.row.title == key]
-        return draw([(r.row.title, r.row.more_is_better, {n: v[0] for n, v in r.ratios().items()}) for r in panels])
+        return chart(self.markdown())
 
 
 CHARTED = (
@@ -178,47 +179,102 @@ CHARTED = (
     "USR1 (or the restart command) until the replacement runs",
 )
 
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #24292f; }
-.title { font-weight: 600; font-size: 14px; } .note, .figure { fill: #57606a; font-size: 12px; }
-.bar { fill: #b6bfc9; } .ours { fill: #0b7285; } .name-ours { font-weight: 600; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; } .note, .figure { fill: #9aa5b1; } .bar { fill: #4b5563; } .ours { fill: #3bc9db; }
+# Colours on a light background, and on a dark one. Each shape has its light colour as an attribute, too, because some
+# renderers know no media query.
+COLOURS = {
+    "paper": ("#ffffff", "#0d1117"),
+    "text": ("#24292f", "#e6edf3"),
+    "note": ("#57606a", "#9aa5b1"),
+    "grid": ("#d8dee4", "#30363d"),
+    "ours": ("#0b7285", "#3bc9db"),
+    "ahead": ("#bc4c00", "#f0883e"),
+    "behind": ("#8c959f", "#6e7681"),
 }
-"""
+LEGEND = (
+    "sidecar-init, baked, is 1 (the vertical line). Every bar shows the multiple of it: a median of one run.",
+    "The scale is logarithmic: each grid line is ten times the one to its left.",
+    "naive design: a thread and a readline for each daemon, and a loop that polls ten times a second (yardstick.py).",
+)
+
+
+def chart(markdown: str) -> str:
+    """The chart of what RESULTS.md says."""
+    tables: dict[str, tuple[bool, dict[str, float]]] = {}
+    for section in markdown.split("\n### ")[1:]:
+        heading, _, text = section.partition("\n")
+        cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+        tables[heading] = "More is better." in text, {row[0]: float(row[1].replace(",", "")) for row in cells}
+    headings = [title[0].upper() + title[1:] for title in CHARTED]
+    return draw([(heading, *tables[heading]) for heading in headings if heading in tables])
+
+
+def shape(name: str, kind: str, content: str = "", **attributes: object) -> str:
+    """An element of the colour `kind`."""
+    if name == "text":
+        attributes["font-family"] = "system-ui, 'DejaVu Sans', sans-serif"
+    pairs = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in attributes.items())
+    return f'<{name} class="{kind}" fill="{COLOURS[kind][0]}"{pairs}>{escape(content)}</{name}>'
 
 
 def draw(panels: list[tuple[str, bool, dict[str, float]]]) -> str:
-    """Two columns of bar charts; linear, cut where the longest would hide the rest."""
-    width, column, bar, left, room = 980, 490, 20, 140, 270
+    """Two columns of bar charts with a logarithmic scale each: nothing is cut off."""
+    width, column, line, left, room = 980, 490, 20, 190, 200
     shapes: list[str] = []
-    bottoms = [52, 52]
+    bottoms = [84, 84]
     for title, more, ratios in panels:
         side = 0 if bottoms[0] <= bottoms[1] else 1
-        x, y = side * column + 16, bottoms[side] + 18
-        hint = "longer is better" if more else "shorter is better"
-        shapes.append(f'<text class="title" x="{x}" y="{y}">{escape(title[0].upper() + title[1:])}</text>')
-        shapes.append(f'<text class="note" x="{x}" y="{y + 17}">{hint}</text>')
+        x, y = side * column + 20, bottoms[side] + 18
+        hint = "right of the line is better" if more else "left of the line is better"
+        shapes.append(shape("text", "text", title, x=x, y=y, font_size=14, font_weight="bold"))
+        shapes.append(shape("text", "note", hint, x=x, y=y + 17, font_size=12))
         y += 26
-        longest = min(max(ratios.values(), default=1), 12.0 if not more else 4.0)
+        low = math.floor(min(math.log10(min(ratios.values())), -0.01))
+        high = math.ceil(max(math.log10(max(ratios.values())), 0.01))
+
+        def place(ratio: float, start: float = x + left, low: int = low, high: int = high) -> float:
+            return start + room * (math.log10(ratio) - low) / (high - low)
+
+        bottom = y + line * len(ratios)
+        for power in range(low, high + 1):
+            kind, thickness = ("ours", 2) if power == 0 else ("grid", 1)
+            at = place(10.0**power)
+            shapes.append(shape("rect", kind, x=round(at, 1), y=y, width=thickness, height=bottom - y))
+            label = f"{10.0**power:g}"
+            shapes.append(
+                shape("text", "note", label, x=round(at, 1), y=bottom + 13, font_size=11, text_anchor="middle")
+            )
         for name, ratio in sorted(ratios.items(), key=lambda item: item[1], reverse=more):
-            ours = name == OURS
-            length = max(2.0, room * min(ratio, longest) / longest)
-            text = f"{number(ratio)}x" + (" >" if ratio > longest else "")
-            kind = "bar ours" if ours else "bar"
-            name_kind = ' class="name-ours"' if ours else ""
-            shapes.append(f'<text{name_kind} x="{x + left - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
-            shapes.append(f'<rect class="{kind}" x="{x + left}" y="{y + 3}" width="{length:.1f}" height="14" rx="2"/>')
-            shapes.append(f'<text class="figure" x="{x + left + length + 6:.1f}" y="{y + 14}">{text}</text>')
-            y += bar
-        bottoms[side] = y + 14
+            is_ours = name == OURS
+            kind = "ours" if is_ours else "ahead" if (ratio > 1) == more and ratio != 1 else "behind"
+            ends = sorted((place(1), place(ratio)))
+            weight = "bold" if is_ours else "normal"
+            words = {"y": y + 14, "font_size": 13, "font_weight": weight, "text_anchor": "end"}
+            shapes.append(shape("text", "text", name, x=x + left - 14, **words))
+            shapes.append(shape(
+                "rect", kind, x=round(ends[0], 1), y=y + 4, width=max(2.0, round(ends[1] - ends[0], 1)), height=12,
+            ))  # fmt: skip
+            shapes.append(shape("text", "note", number(ratio), x=x + left + room + 62, **words))
+            y += line
+        bottoms[side] = bottom + 28
     height = max(bottoms) + 8
+    legend = [shape("text", "text" if i == 0 else "note", text, x=20, y=26 + 19 * i, font_size=13)
+              for i, text in enumerate(LEGEND)]  # fmt: skip
+    for x, kind, text in ((700, "ahead", "ahead of sidecar-init"), (862, "behind", "behind it")):
+        legend.append(shape("rect", kind, x=x, y=34, width=12, height=12))
+        legend.append(shape("text", "note", text, x=x + 18, y=45, font_size=13))
+    dark = "".join(f".{kind}{{fill:{colours[1]}}}" for kind, colours in COLOURS.items())
     return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' role="img" aria-label="sidecar-init beside its peers">',
-        f"<style>{STYLE}</style>",
-        '<text class="title" x="16" y="28">sidecar-init = 1; every other bar is a multiple of it</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
+        ' aria-label="sidecar-init and other supervisors, as multiples of sidecar-init">',
+        f"<style>@media(prefers-color-scheme:dark){{{dark}}}</style>",
+        shape("rect", "paper", x=0, y=0, width=width, height=height),
+        *legend,
         *shapes,
         "</svg>",
         "",
     ])  # fmt: skip
+
+
+if __name__ == "__main__":  # draw the chart of RESULTS.md again
+    here = Path(__file__).resolve().parent
+    (here / "results.svg").write_text(chart((here / "RESULTS.md").read_text()))
