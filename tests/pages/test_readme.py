@@ -1,4 +1,4 @@
-"""The README's commands do what it says. Those for Docker are run by tests/docker/test_readme.py."""
+"""The README's commands and tables do what it says. Those for Docker are run by tests/docker/test_readme.py."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from xml.etree import ElementTree
 
-from tests.support import ROOT, wait_until
+import sidecar_init
+from tests.support import MODULE, ROOT, wait_until
 
 DEMO_TABLE = ROOT / "examples" / "demo.toml"
 DEMO = "python3 sidecar_init.py --table examples/demo.toml"
 TESTS = "python3 -m unittest discover -s tests -t ."
-BENCH = "python3 bench/run.py"
 
 
-def readme_commands() -> list[str]:
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page, by their language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> list[str]:
     """Every line of every `sh` block."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in blocks(page, "sh") for line in block.splitlines()]
 
 
 def python(command: str) -> list[str]:
@@ -44,13 +49,25 @@ def copy_of_demo(directory: Path) -> str:
     return str(table)
 
 
+def picture() -> list[str]:
+    """The text of examples/session.svg."""
+    svg = ElementTree.parse(ROOT / "examples" / "session.svg")
+    return ["".join(line.itertext()) for line in svg.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def normalized(line: str) -> str:
+    """Without what differs between two runs."""
+    return re.sub(r"[\d.:]+", "N", line)
+
+
 class Readme(unittest.TestCase):
     def test_quick_start_is_two_commands_the_second_of_which_runs_the_tests(self) -> None:
-        self.assertEqual(readme_commands()[:2], [DEMO, TESTS])
+        [first, *_], _, [second] = (block.splitlines() for block in blocks("README.md", "sh")[:3])
+        self.assertEqual((first, second), (DEMO, TESTS))
         self.assertIn(TESTS.removeprefix("python3 "), (ROOT / ".ci" / "run").read_text())
 
     def test_demo_shows_what_is_promised_and_the_other_commands_answer(self) -> None:
-        others = [c for c in readme_commands() if c not in (DEMO, TESTS, BENCH) and not c.startswith("docker ")]
+        others = [c for c in commands("README.md") if c not in (DEMO, TESTS) and not c.startswith("docker ")]
         self.assertGreaterEqual(len(others), 4)
         with tempfile.TemporaryDirectory() as directory:
             start = python(DEMO.replace("examples/demo.toml", copy_of_demo(Path(directory))))
@@ -73,7 +90,33 @@ class Readme(unittest.TestCase):
             finally:
                 demo.send_signal(signal.SIGINT)
                 code = demo.wait(15)
+                log_lines = text().splitlines()
         self.assertEqual(code, 143)
+        with self.subTest("the picture shows nothing else"):
+            shown = {normalized(line) for line in picture() if line.startswith(("sidecar-init: ", "["))}
+            self.assertGreaterEqual({normalized(line) for line in log_lines}, shown)
+
+    def test_the_annotated_table_is_valid_and_has_every_field_once(self) -> None:
+        _, table = blocks("README.md", "toml")
+        written = re.findall(r"^(\w+) = ", table.partition("[secrets]")[0], re.MULTILINE)
+        repeated = ["name", "argv"]  # of the second daemon
+        self.assertEqual(sorted(written), sorted([*sidecar_init._FIELDS, *repeated]))
+        for line in table.splitlines():
+            is_repeated = line.startswith(("name", "argv")) and "#" not in line
+            self.assertTrue("#" in line or line.startswith(("[[", '"')) or is_repeated, f"no annotation: {line}")
+
+    def test_every_table_of_the_pages_is_accepted(self) -> None:
+        for page in ("README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
+            for table in blocks(page, "toml"):
+                with self.subTest(page, table=table), tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+                    file.write(table)
+                    file.flush()
+                    command = [sys.executable, str(MODULE), "plan", "--table", file.name]
+                    done = subprocess.run(command, capture_output=True, text=True)
+                    self.assertEqual(done.stderr, "")
+
+    def test_the_readme_is_short(self) -> None:
+        self.assertLessEqual(len((ROOT / "README.md").read_text().splitlines()), 220)
 
 
 if __name__ == "__main__":

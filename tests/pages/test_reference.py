@@ -46,29 +46,40 @@ def definition(name: str) -> ast.AST:
     return found
 
 
+def assigned(function: ast.AST, name: str) -> Iterator[ast.AST]:
+    """Every value that the function assigns to this variable."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            [target] = node.targets
+            is_tuple = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+            targets = target.elts if isinstance(target, ast.Tuple) and is_tuple else [target]
+            values = node.value.elts if isinstance(node.value, ast.Tuple) and is_tuple else [node.value]
+            for one, value in zip(targets, values, strict=True):
+                if isinstance(one, ast.Name) and one.id == name:
+                    yield value
+
+
 def recorded_events() -> dict[str, set[str]]:
-    """What the module passes to `record`: each event with the names of its details."""
+    """What the module passes to `record` and `tell`: each event with the names of its details."""
     events: dict[str, set[str]] = {}
     for function in [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]:
-        assigned = {
-            target.id: node.value
-            for node in ast.walk(function)
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
         for call in ast.walk(function):
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "record"):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
                 continue
-            event: ast.AST = call.args[0]
-            if isinstance(event, ast.Name):
-                event = assigned.get(event.id, event)
-            names = [event.body, event.orelse] if isinstance(event, ast.IfExp) else [event]
+            if call.func.attr not in ("record", "tell") or not call.args:
+                continue
+            event = call.args[0]
+            values = assigned(function, event.id) if isinstance(event, ast.Name) else [event]
+            names = [part for value in values for part in branches(value)]
             for name in names:
                 if isinstance(name, ast.Constant):
-                    details = {keyword.arg for keyword in call.keywords if keyword.arg}
+                    details = {keyword.arg for keyword in call.keywords if keyword.arg} - {"then", "refuses"}
                     events.setdefault(str(name.value), set()).update(details)
     return events
+
+
+def branches(value: ast.AST) -> list[ast.expr | ast.AST]:
+    return [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
 
 
 def usage(*arguments: str) -> str:
@@ -103,6 +114,15 @@ class Reference(unittest.TestCase):
         stop = set(re.findall(r"(\w+) =", sidecar_init._FIELDS["stop"][0]))
         expected = {*(sidecar_init._FIELDS.keys() - {"stop"}), *(f"stop.{key}" for key in stop)}
         self.assertEqual(keys("Fields of `[[daemon]]`"), expected)
+
+    def test_the_shipped_table_has_its_rows(self) -> None:
+        expected = []
+        for spec in sorted(sidecar_init._DAEMONS, key=lambda spec: spec.name):
+            others = [f"`{field}`" for field in ("check", "files") if getattr(spec, field)]
+            cells = [spec.name, f"`{' '.join(spec.argv)}`", str(spec.port), spec.user or "none"]
+            expected.append([*cells, ", ".join(spec.after) or "none", ", ".join(others) or "none"])
+            self.assertEqual(spec.restart, "always")
+        self.assertEqual(sections()["Shipped table"], expected)
 
     def test_every_variable_has_a_row(self) -> None:
         environment = Variables()

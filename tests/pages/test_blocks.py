@@ -1,0 +1,85 @@
+"""Every command block, link and picture of the pages: shell parses, files exist, the program has the options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import unittest
+from xml.etree import ElementTree
+
+from tests.pages.test_readme import blocks
+from tests.support import MODULE, ROOT
+
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "app/*.md", "bench/README.md", "tests/*/*.md")
+    for page in ROOT.glob(pattern)
+)
+
+
+def invocations(page: str) -> list[list[str]]:
+    """The arguments of every sidecar_init in the page's shell blocks, wherever it runs."""
+    found = []
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            places = [
+                i for i, word in enumerate(words) if re.search(r"(sidecar_init|init)\.pyc?$|^sidecar-init$", word)
+            ]
+            if places and "docker build" not in line:
+                found.append([word for word in words[places[0] + 1 :] if word not in ("|", ">", "&&")])
+    return found
+
+
+class Blocks(unittest.TestCase):
+    def test_shell_blocks_parse(self) -> None:
+        self.assertIn("SECURITY.md", PAGES)
+        for page in PAGES:
+            for block in blocks(page, "sh"):
+                with self.subTest(page, block=block):
+                    done = subprocess.run(["sh", "-n"], input=block, capture_output=True, text=True)
+                    self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_blocks_have_a_language_that_a_test_knows(self) -> None:
+        for page in PAGES:
+            fences = re.findall(r"^```(\S*)$", (ROOT / page).read_text(), re.MULTILINE)
+            with self.subTest(page):
+                self.assertEqual(len(fences) % 2, 0)
+                self.assertLessEqual(set(fences[::2]), {"sh", "toml", "dockerfile", "nginx", "text"})
+
+    def test_commands_have_options_that_the_program_knows(self) -> None:
+        self.assertTrue(any(invocations(page) for page in PAGES))
+        for page in PAGES:
+            for arguments in invocations(page):
+                with self.subTest(page, arguments=arguments):
+                    done = subprocess.run([sys.executable, str(MODULE), *arguments, "--help"], capture_output=True)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_files_of_the_repository_that_a_page_names_exist(self) -> None:
+        for page in PAGES:
+            text = (ROOT / page).read_text()
+            for name in re.findall(r"(?<![/\w.])(?:tests|bench|examples|docs|app|\.ci)/[\w./*-]*\w", text):
+                with self.subTest(page, file=name):
+                    self.assertTrue(list(ROOT.glob(name)))
+
+    def test_links_lead_somewhere(self) -> None:
+        for page in PAGES:
+            for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+                with self.subTest(page, link=link):
+                    self.assertTrue((ROOT / page).parent.joinpath(link).exists())
+
+    def test_pictures_have_a_background_and_need_no_css_variables(self) -> None:
+        for picture in [*ROOT.glob("examples/*.svg"), *ROOT.glob("bench/*.svg")]:
+            with self.subTest(picture.name):
+                text = picture.read_text()
+                self.assertNotIn("var(", text)
+                self.assertIn("prefers-color-scheme:dark", text.replace(": dark", ":dark"))
+                _, _, width, height = map(float, ElementTree.fromstring(text).attrib["viewBox"].split())
+                paper = next(ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}rect")).attrib
+                self.assertGreaterEqual((float(paper["width"]) + 1, float(paper["height"]) + 1), (width, height))
+
+
+if __name__ == "__main__":
+    unittest.main()
