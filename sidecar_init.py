@@ -76,6 +76,7 @@ _STEADY_SECONDS = 60.0  # after this uptime the backoff resets
 _CRASH_LOOP_EXITS = 5
 _TURN_SECONDS = 0.005  # a turn of the loop starts daemons for at most this long; then signals are handled
 
+_PAUSE_SECONDS, _PAUSE_BELOW = 0.00015, 32768  # after a turn with so little output: the next one then finds more
 _READ_SIZE = 65536  # larger reads go through mmap and page faults
 _PIPE_SIZE = 1 << 18  # of stdout, if the kernel allows: a whole read with its prefixes fits
 _LINE_LIMIT = 65536
@@ -187,7 +188,7 @@ class _Supervisor:
         self._shutdown: _StopOrder | None = None
         self._fatal_status: int | None = None  # of the essential daemon that ended the container
         self._due: dict[_Daemon, None] = {}  # those to be advanced, in order
-        self._heartbeats, self._status_at = 0, 0.0
+        self._heartbeats, self._status_at, self._may_pause = 0, 0.0, False
 
     @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
@@ -214,6 +215,7 @@ class _Supervisor:
         readable = self._sleep(timeout)
         self._launcher.reports.take_turns()
         self._pipes.take_turns(self._log.has_room)
+        self._may_pause = 0 < self._log.backlog < _PAUSE_BELOW
         self._log.flush()
         signals = self._inbox.take(readable) if self._inbox else [signal.SIGCHLD]
         for number in sorted(signals, key=lambda number: number != signal.SIGCHLD):  # exits come first
@@ -293,13 +295,15 @@ class _Supervisor:
 
     def _sleep(self, timeout: float) -> list[int]:
         """Sleep until a descriptor can be used or a signal comes; return those that can be used."""
+        if self._may_pause and timeout > _PAUSE_SECONDS:
+            time.sleep(_PAUSE_SECONDS)  # a daemon that writes line by line would wake PID 1 for each line
         poll = select.poll()
         poll.register(self._launcher.reports.fd, select.POLLIN)
         for fd, what in self._inbox.wanted if self._inbox else ():
             poll.register(fd, what)
         if self._log.has_room():
             poll.register(self._pipes.fd, select.POLLIN)
-        if self._log.is_stalled:
+        if self._log.backlog:
             poll.register(self._log.fd, select.POLLOUT)
         milliseconds = None if timeout == _NEVER else min(timeout, 3600) * 1000
         # A signal that interrupts poll at its timeout makes it return nothing: a second look finds what came with it.
@@ -702,12 +706,12 @@ class _Log:
     def prefix(self, text: str) -> bytes:
         return os.fsencode(f"\033[{32 + sum(map(ord, text)) % 5}m{text}\033[0m" if self._has_colours else text)
 
+    @property
+    def backlog(self) -> int:
+        return len(self._buffer)
+
     def has_room(self, reserve: int = 0) -> bool:
         return len(self._buffer) < _LOG_LIMIT + reserve
-
-    @property
-    def is_stalled(self) -> bool:
-        return bool(self._buffer)
 
     def put(self, text: bytes) -> None:
         """Append whole lines."""

@@ -66,9 +66,9 @@ class WholeLog(LogTest):
     def check(self, reader: int, writer: int) -> None:
         log = self.open(writer)
         self.put_all(log)
-        self.assertTrue(log.is_stalled)
+        self.assertTrue(log.backlog)
         self.assertEqual(self.received(log, reader), b"".join(LINES))
-        self.assertFalse(log.is_stalled)
+        self.assertFalse(log.backlog)
         self.assertTrue(os.get_blocking(writer), "the description that others share was changed")
 
     def test_on_a_pipe(self) -> None:
@@ -96,7 +96,7 @@ class WholeLog(LogTest):
         self.close_later(fd)
         log = self.open(fd)
         self.put_all(log)
-        self.assertFalse(log.is_stalled)
+        self.assertFalse(log.backlog)
         self.assertEqual(path.read_bytes(), b"".join(LINES))
 
 
@@ -108,7 +108,7 @@ class BrokenLog(LogTest):
         for _ in range(3):
             self.put_all(log)
             self.assertTrue(log.has_room())
-            self.assertFalse(log.is_stalled)
+            self.assertFalse(log.backlog)
         log.close(time.monotonic())
 
     def test_a_reader_that_left_stops_nothing(self) -> None:
@@ -204,7 +204,7 @@ class Bounds(LogTest):
             log.flush()
             received += os.read(reader, 65536)
         self.assertEqual(received, expected)
-        self.assertFalse(log.is_stalled)
+        self.assertFalse(log.backlog)
 
     def test_what_is_said_once_is_not_said_again(self) -> None:
         reader, writer = self.pipe()

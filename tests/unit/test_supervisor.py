@@ -323,5 +323,20 @@ class Child(SupervisorTest):
         self.assertEqual(supervisor.exit_code(), 127)
 
 
+class Pause(SupervisorTest):
+    """A daemon that writes line by line must not wake the loop for each line."""
+
+    def test_there_is_one_after_a_turn_with_little_output_and_none_otherwise(self) -> None:
+        supervisor = self.supervise(SLEEPER)
+        writer = supervisor._daemons[0].output.writer()
+        for size, pauses in ((0, []), (100, [sidecar_init._PAUSE_SECONDS]), (40000, []), (0, [])):
+            with self.subTest(size=size):
+                os.write(writer, b"." * (size - 1) + b"\n" * (size > 0))
+                supervisor.tick()
+                with mock.patch("time.sleep") as sleep:
+                    supervisor.tick(0.001)
+                self.assertEqual([call.args[0] for call in sleep.call_args_list], pauses)
+
+
 if __name__ == "__main__":
     unittest.main()
