@@ -295,7 +295,9 @@ def tell(flow: http.HTTPFlow, remark: str = "") -> None:
 
 def answer(flow: http.HTTPFlow, status: int, reason: str) -> http.Response:
     text = "" if flow.request.method == "HEAD" else f"egress: {reason}\n"
-    return http.Response.make(status, text, {"Content-Type": "text/plain"})
+    response = http.Response.make(status, text, {"Content-Type": "text/plain"})
+    response.reason = f"egress: {reason}"  # all that most programs show of an answer to CONNECT
+    return response
 
 
 def say(text: str) -> None:

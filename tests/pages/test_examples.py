@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
 import unittest
@@ -31,13 +30,33 @@ def compose_command() -> list[str] | None:
 
 
 @functools.cache
+def knows_start_interval() -> bool:
+    """The compose of before 2020 refuses the word, and engines before 25 refuse its use."""
+    if compose_command() == ["docker-compose"]:
+        return False
+    asked = ["docker", "version", "--format", "{{.Server.Version}}"]
+    version = subprocess.run(asked, capture_output=True, text=True).stdout.partition(".")[0]
+    return version.isdecimal() and int(version) >= 25
+
+
+def without_start_interval(text: str) -> str:
+    """The example for the programs of this machine."""
+    if knows_start_interval():
+        return text
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if not line.lstrip().startswith("start_interval:")]
+    assert len(kept) == len(lines) - 1
+    return "".join(kept)
+
+
+@functools.cache
 def read_by_compose() -> subprocess.CompletedProcess[str] | None:
     """What compose makes of the file; None where there is no compose."""
     compose = compose_command()
     if compose is None:
         return None
-    command = [*compose, "--file", str(COMPOSE), "config"]
-    return subprocess.run(command, env={**os.environ, "EGRESS_TOKEN_GITHUB": "a-token"}, capture_output=True, text=True)
+    command = [*compose, "--project-directory", str(COMPOSE.parent), "--file", "-", "config"]
+    return subprocess.run(command, input=without_start_interval(COMPOSE.read_text()), capture_output=True, text=True)
 
 
 def load(text: str) -> Any:
@@ -51,35 +70,60 @@ class Compose(unittest.TestCase):
         self.configured()
 
     @needs_yaml
-    def test_the_tokens_come_from_the_environment_and_go_to_the_bundle_alone(self) -> None:
-        services = load(self.configured())["services"]
-        self.assertEqual(services["sidecars"]["environment"]["EGRESS_TOKEN_GITHUB"], "a-token")
-        self.assertNotIn("a-token", str(services["agent"]))
-        self.assertNotIn("a-token", COMPOSE.read_text())
-
-    @needs_yaml
-    def test_the_agent_is_on_the_internal_network_alone(self) -> None:
+    def test_the_tokens_are_files_that_go_to_egress_alone(self) -> None:
         file = load(COMPOSE.read_text())
-        self.assertEqual(file["services"]["agent"]["networks"], ["inside"])
-        self.assertIs(file["networks"]["inside"]["internal"], True)
-        self.assertNotIn("network_mode", file["services"]["agent"])
-        self.assertIn("inside", file["services"]["sidecars"]["networks"])
+        bundle, others = file["services"].pop("sidecars"), file["services"]
+        tokens = {name: value for name, value in bundle["environment"].items() if name.startswith("EGRESS_TOKEN_")}
+        self.assertTrue(tokens)
+        for name, path in tokens.items():
+            self.assertTrue(name.endswith("_FILE"), name)
+            self.assertIn(path.removeprefix("/run/secrets/"), bundle["secrets"])
+        self.assertEqual(set(bundle["secrets"]), set(file["secrets"]))
+        for service in others.values():
+            self.assertNotIn("secrets", service)
+            self.assertNotIn("EGRESS_TOKEN_", str(service))
 
     @needs_yaml
-    def test_the_agent_shares_no_volume_with_the_bundle(self) -> None:
+    def test_the_agent_has_placeholders_instead_of_credentials(self) -> None:
+        environment = load(COMPOSE.read_text())["services"]["agent"]["environment"]
+        for name in ("ANTHROPIC_API_KEY", "GH_TOKEN"):
+            self.assertEqual(environment[name], "placeholder")
+
+    @needs_yaml
+    def test_the_agent_is_on_the_internal_network_alone_and_pipelock_is_not_there(self) -> None:
+        file = load(COMPOSE.read_text())
+        services = file["services"]
+        self.assertEqual(services["agent"]["networks"], ["inside"])
+        self.assertIs(file["networks"]["inside"]["internal"], True)
+        self.assertNotIn("network_mode", services["agent"])
+        self.assertEqual(services["sidecars"]["networks"]["inside"]["aliases"], ["egress", "git-gate", "supervise"])
+        self.assertEqual(services["pipelock"]["networks"], ["outside"])
+
+    @needs_yaml
+    def test_the_two_containers_run_all_the_daemons_and_egress_asks_pipelock(self) -> None:
+        services = load(COMPOSE.read_text())["services"]
+        selected = [services[name]["environment"]["BOT_BOTTLE_SIDECAR_DAEMONS"] for name in ("sidecars", "pipelock")]
+        self.assertEqual(set(",".join(selected).split(",")), set(PORTS))
+        self.assertEqual(selected[1], "pipelock")
+        self.assertEqual(services["sidecars"]["environment"]["EGRESS_UPSTREAM_PROXY"], "http://pipelock:8888")
+
+    @needs_yaml
+    def test_the_agent_shares_no_volume_with_the_others(self) -> None:
         services = load(COMPOSE.read_text())["services"]
         sources = {name: {volume.split(":")[0] for volume in services[name]["volumes"]} for name in services}
-        self.assertEqual(sources["agent"] & sources["sidecars"], set())
+        self.assertEqual(sources["agent"] & (sources["sidecars"] | sources["pipelock"]), set())
 
     @needs_yaml
-    def test_the_bundle_has_what_it_needs_and_no_more(self) -> None:
-        bundle = load(COMPOSE.read_text())["services"]["sidecars"]
-        self.assertEqual((bundle["cap_drop"], sorted(bundle["cap_add"])), (["ALL"], CAPABILITIES))
-        self.assertEqual((bundle["read_only"], bundle["tmpfs"]), (True, ["/run"]))
-        self.assertEqual(bundle["security_opt"], ["no-new-privileges:true"])
-        self.assertEqual(bundle["healthcheck"]["test"], ["CMD", *HEALTH])
-        self.assertGreater(int(bundle["stop_grace_period"].removesuffix("s")), 8)  # the supervisor's own
-        self.assertEqual({"privileged", "ports", "init", "pid"} & bundle.keys(), set())
+    def test_each_container_with_sidecars_has_what_it_needs_and_no_more(self) -> None:
+        for name in ("sidecars", "pipelock"):
+            service = load(COMPOSE.read_text())["services"][name]
+            with self.subTest(name):
+                self.assertEqual((service["cap_drop"], sorted(service["cap_add"])), (["ALL"], CAPABILITIES))
+                self.assertEqual((service["read_only"], service["tmpfs"]), (True, ["/run"]))
+                self.assertEqual(service["security_opt"], ["no-new-privileges:true"])
+                self.assertEqual(service["healthcheck"]["test"], ["CMD", *HEALTH])
+                self.assertGreater(int(service["stop_grace_period"].removesuffix("s")), 8)  # the supervisor's own
+                self.assertEqual({"privileged", "ports", "init", "pid"} & service.keys(), set())
 
     def configured(self) -> str:
         """The file as compose understands it."""

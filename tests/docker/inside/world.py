@@ -95,7 +95,7 @@ def make_certificates() -> ssl.SSLContext:
 
 
 def serve_web(port: int, tls: ssl.SSLContext | None) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", port), Recorder)
+    server = ThreadingHTTPServer(("", port), Recorder)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
