@@ -1,7 +1,8 @@
-"""The pages' commands for Docker, as they stand there: the README's own container, and the bundle of app/README.md."""
+"""The pages' commands for Docker, as they stand there: the README's container, app/README.md's bundle, SECURITY.md."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -73,6 +74,35 @@ class BundleReadme(EngineTest):
             wait_until(partial(logged, effect), 30, effect)
         subprocess.check_call(renamed(stop, names), stdout=subprocess.DEVNULL)
         self.assertTrue(logged("shutting down: SIGTERM"))
+
+
+class SecurityChecks(EngineTest):
+    OPTIONS = shlex.split(
+        "--network none --read-only --tmpfs /run --security-opt no-new-privileges --ulimit core=0"
+        " --cap-drop ALL --cap-add SETUID --cap-add SETGID --cap-add KILL --cap-add SETPCAP"
+    )
+
+    def test_the_checks_print_what_the_page_says(self) -> None:
+        name, token = f"sidecars-test-{uuid.uuid4().hex[:12]}", f"token-{uuid.uuid4().hex}"
+        self.addCleanup(docker, "rm", "--force", "--volumes", name)
+        docker("run", "--detach", "--name", name, *self.OPTIONS, "-e", f"EGRESS_TOKEN_API={token}", IMAGE)
+        wait_until(lambda: "pipelock ready" in docker("logs", name).stdout, 60, "pipelock is ready")
+        [script] = blocks("SECURITY.md", "sh")
+        script = re.sub(r"\bbundle\b", name, script.partition("\n# Every attack")[0])
+        environment = {**os.environ, "EGRESS_TOKEN_API": token}
+        done = subprocess.run(["sh"], input=script, env=environment, capture_output=True, text=True)
+        readers, processes, rest = re.split(
+            r"^UID .*\n|(?=^/proc/1/status)", done.stdout, maxsplit=2, flags=re.MULTILINE
+        )
+        self.assertRegex(readers, r"\Amitmproxy: /proc/\d+/environ\n\Z")
+        self.assertEqual(done.stderr.count("Permission denied"), 3, done.stderr)
+        self.assertEqual([line.split()[0] for line in processes.splitlines()].count("0"), 1, processes)
+        self.assertGreaterEqual(rest.count("CapBnd:\t0000000000000000"), 5)
+        self.assertEqual(rest.count("NoNewPrivs:\t0"), 0)
+        self.assertGreaterEqual(rest.count("oom_score_adj:100\n"), 5)
+        for line, part in zip(rest.splitlines()[-5:], ["0", "0", " ro", " /proc/sys proc ro", "[ALL] ["], strict=True):
+            self.assertIn(part, line)
+        self.assertTrue(rest.endswith(" false true\n"))
 
 
 if __name__ == "__main__":
