@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 
+_START_SECONDS = 3.0
 _SECONDS = 1.2  # for each, so that all have had theirs before Docker's timeout
 _HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _SERVERS = (  # name, variable and default of the port, request, beginning of the answer
@@ -21,6 +23,7 @@ _SERVERS = (  # name, variable and default of the port, request, beginning of th
 
 
 def main(supervisors_check: list[str]) -> int:
+    _wait_for_start()
     for name, variable, port, request, expected in _SERVERS:
         try:
             answer = _ask(int(os.environ.get(variable) or port), request, len(expected))
@@ -33,6 +36,21 @@ def main(supervisors_check: list[str]) -> int:
             print(f"unhealthy: {name} answered {answer!a} and not {expected!a}")
             return 1
     os.execv(supervisors_check[0], supervisors_check)
+
+
+def _wait_for_start() -> None:
+    """Return as soon as no daemon is starting. A check that fails is repeated only after Docker's interval."""
+    status = os.path.join(os.environ.get("BOT_BOTTLE_SIDECAR_STATE_DIR") or "/run/sidecar-init", "status.json")
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with open(status, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except OSError:
+            return  # what that means, the supervisor's check says
+        if '"state": "starting"' not in text and '"state": "waiting"' not in text:
+            return
+        time.sleep(0.05)
 
 
 def _ask(port: int, request: bytes, size: int) -> bytes:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from tests.app.git_support import Daemon, free_port
 from tests.support import ROOT, wait_until
@@ -58,6 +59,29 @@ class BundleHealth(unittest.TestCase):
     def test_without_servers_the_supervisors_word_counts(self) -> None:
         self.assertEqual(self.check(), (0, "the word of the supervisor\n"))
         self.assertEqual(self.check(sys.executable, "-c", "raise SystemExit(3)")[0], 3)
+
+    def test_daemons_that_start_are_waited_for(self) -> None:
+        directory = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        status, started = directory / "status.json", directory / "started"
+        started.write_text('{"daemons": [{"state": "running"}]}')
+        os.mkfifo(status)  # one who writes to it knows that the check has begun to read
+
+        def start() -> None:
+            status.write_text('{"daemons": [{"state": "starting"}]}')
+            os.replace(started, status)
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        self.addCleanup(thread.join)
+        with mock.patch.dict(os.environ, {"BOT_BOTTLE_SIDECAR_STATE_DIR": str(directory)}):
+            _, said = self.check(sys.executable, "-c", f"print(open({str(status)!r}).read())")
+        self.assertIn("running", said)
+
+    def test_a_daemon_that_never_gets_ready_is_not_waited_for_any_longer(self) -> None:
+        directory = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        (directory / "status.json").write_text('{"daemons": [{"state": "waiting"}]}')
+        with mock.patch.dict(os.environ, {"BOT_BOTTLE_SIDECAR_STATE_DIR": str(directory)}):
+            self.assertEqual(self.check(), (0, "the word of the supervisor\n"))
 
     def test_servers_that_answer_are_healthy_and_do_not_log_it(self) -> None:
         daemons = [self.start(name) for name in PROGRAMS]
