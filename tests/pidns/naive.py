@@ -116,7 +116,29 @@ def read(name, directory):
 module._read_state = read
 """,
     "socket-inodes": "module._Process.old_sockets = property(lambda self: frozenset(), lambda self, sockets: None)",
-    "files-of-the-owner": "",
+    # A reader that opens the path at each start, as root.
+    "safe-reading": """
+def read(self, path, limit):
+    with open(path, "rb") as file:
+        return file.read(limit)
+module._Inputs._read = read
+""",
+    "checked-folders": """
+import os
+module._Inputs._open_folder = staticmethod(lambda path: (os.open(path, os.O_PATH | os.O_CLOEXEC), None))
+""",
+    "lookup-beneath": """
+import os
+module._Kernel.open_beneath = lambda self, folder, name: os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
+""",
+    "reading-as-the-owner": "module._Kernel.as_user = lambda self, uid, action: action()",
+    "reading-without-waiting": """
+import os
+open_file = os.open
+def waiting(path, flags, *mode, **where):
+    return open_file(path, flags & ~os.O_NONBLOCK if str(path).startswith("self/fd/") else flags, *mode, **where)
+module.os.open = waiting
+""",
     # Not a protection: a bug, for the tests that nothing is raised out of the loop.
     "a-working-forward": "module._Supervisor.forward_signal = lambda self, *_: self.no_such_attribute",
 }

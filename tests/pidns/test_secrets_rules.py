@@ -44,13 +44,28 @@ class PathTest(AttackTestCase):
         """
         place = self.scratch()
         (place / "good").touch()
+        keys = place / "keys"
+        keys.mkdir(mode=0o755)
+        for name in ("key", "token"):
+            (keys / name).write_text("sesame-file")
+            shutil.chown(keys / name, OWNER)
         rows = [
-            daemon("egress", public_interpreter(), "-I", "-c", LISTEN, user=OWNER, restart="always", port=7000),
+            daemon(
+                "egress",
+                public_interpreter(),
+                "-I",
+                "-c",
+                LISTEN,
+                user=OWNER,
+                restart="always",
+                port=7000,
+                files={"KEY": f"{keys}/key"},
+            ),
             daemon("pipelock", *SLEEP, check=shell(f"test -e {place}/good"), ready=["true"], restart="always"),
             daemon("lost", "/no/such/program", user=OWNER, restart="always"),
             daemon("talks", *shell("echo one; printf two; exit 3"), restart="always"),
         ]
-        env = {"EGRESS_TOKEN_X": "sesame-token"}
+        env = {"EGRESS_TOKEN_X": "sesame-token", "EGRESS_TOKEN_Y_FILE": f"{keys}/token"}
         with Bundle(rows, secrets=PREFIXES, env=env, without=without or ()) as bundle:
             bundle.wait_for_event("ready", "pipelock")
             bundle.wait_for_event("ready", "egress")
@@ -83,7 +98,8 @@ class PathTest(AttackTestCase):
 
     def test_nothing_privileged_opens_a_path_once_the_first_child_runs(self) -> None:
         calls = self.privileged_calls()
-        self.assertTrue([call for call in calls if "status.json" in call], "the trace has what is allowed")
+        for allowed in ("status.json", '"key", {flags', '"token", {flags', '"self/fd/'):
+            self.assertTrue([call for call in calls if allowed in call], f"the trace has what is allowed: {allowed}")
         self.assertEqual([call for call in calls if not RELATIVE.match(call)], [])
 
     def test_control_a_null_device_that_is_opened_by_its_path_is_seen(self) -> None:

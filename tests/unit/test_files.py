@@ -6,11 +6,12 @@ import os
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import sidecar_init
 from sidecar_init import _DaemonSpec
 from tests.support import wait_until
-from tests.unit.support import SupervisorTest
+from tests.unit.support import NO_SECRETS, SupervisorTest, UnitTest
 
 LIMIT = 1 << 20
 
@@ -150,6 +151,46 @@ class Contents(FilesTest):
         with path.open("a") as writer:
             writer.write("x")
         self.assert_refused(f"cannot read KEY from {path}: it has more than 1024 KiB", files={"KEY": str(path)})
+
+
+@unittest.skipUnless(os.geteuid() == 0, "only root has another file system uid")
+class FileSystemUser(UnitTest):
+    """PID 1 takes another one for one call, and is unreadable again after it."""
+
+    def setUp(self) -> None:
+        self.kernel, self.calls = sidecar_init._Kernel(), list[tuple[str, int, int]]()
+
+        def prctl(option: int, value: int, *_: int) -> int:
+            self.calls.append(("prctl", option, value))
+            return 0
+
+        libc = mock.Mock(prctl=prctl, setfsuid=lambda uid: self.calls.append(("setfsuid", uid, 0)))
+        self.kernel._libc = libc
+        self.around = [("setfsuid", 1000, 0), ("setfsuid", 0, 0), ("prctl", sidecar_init._PR_SET_DUMPABLE, 0)]
+
+    def test_it_is_taken_back_after_the_call(self) -> None:
+        self.assertEqual(self.kernel.as_user(1000, lambda: len(self.calls)), 1)
+        self.assertEqual(self.calls, self.around)
+
+    def test_so_it_is_if_the_call_fails(self) -> None:
+        with self.assertRaises(FileNotFoundError):
+            self.kernel.as_user(1000, lambda: os.stat("/no/such/file"))
+        self.assertEqual(self.calls, self.around)
+
+    def test_every_file_is_read_so(self) -> None:
+        folder = self.directory()
+        (folder / "key").write_text("contents")
+        os.chown(folder / "key", 1000, 1000)
+        proc = sidecar_init._open_proc()
+        null = os.open(os.devnull, os.O_WRONLY)
+        self.close_later(proc, null)
+        spec = _DaemonSpec("web", ["true"], files={"KEY": f"{folder}/key"})
+        inputs = sidecar_init._Inputs([spec], {}, self.kernel, proc, sidecar_init._Log(null, NO_SECRETS))
+        self.addCleanup(inputs.close)
+        look_up = mock.patch.object(self.kernel, "open_beneath", lambda fd, name: os.open(name, os.O_PATH, dir_fd=fd))
+        self.enterContext(look_up)
+        sidecar_init._close(*inputs.prepare(spec, sidecar_init._Account("web", 1000, 1000, "/"))[1])
+        self.assertEqual(self.calls, self.around * 2, "to read it, and to make the file in memory")
 
 
 @unittest.skipUnless(os.geteuid() == 0, "without root it is a plain open")
