@@ -53,7 +53,12 @@ def _record_signal(number: int, _: FrameType | None) -> None:
     _recorded_signals[number] = None
 
 
-if __name__ == "__main__" and sys.argv[1:2] in ([], ["--table"]):
+def _asks_to_supervise(words: list[str]) -> bool:
+    """Whether there is nothing on the command line, or a table alone."""
+    return words[:-1] == ["--table"] or (len(words) < 2 and all(word.startswith("--table=") for word in words))
+
+
+if __name__ == "__main__" and _asks_to_supervise(sys.argv[1:]):
     for _handled in _HANDLED_SIGNALS:  # before all else: a signal that PID 1 has no handler for is lost
         signal.signal(_handled, _record_signal)
 
@@ -2157,88 +2162,67 @@ class _Refusal(Exception):
 
 
 class _TableError(_Refusal):
-    """What is wrong with a table file."""
+    """What is wrong with a table file, or with the command line."""
 
     exit_code = 2
 
 
-def _demand(right: bool, mistake: str) -> None:
-    if not right:
+def _demand(is_right: bool, mistake: str) -> None:
+    if not is_right:
         raise _TableError(mistake)
 
 
-_NAME_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+def _fits(value: object, rule: Any) -> bool:
+    """A pattern is for strings, a list for lists of what fits its element, a dict for tables, a function for others."""
+    import re
 
-
-def _is_name(value: object) -> bool:
-    """Names appear in `[name] ` and in comma-separated lists."""
-    return isinstance(value, str) and 0 < len(value) <= 64 and not value.strip(_NAME_LETTERS)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
-
-
-def _is_command(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and value[0] != "" and all(map(_is_text, value))
-
-
-def _is_environment(value: object) -> bool:
-    pairs = value.items() if isinstance(value, dict) else [("", "")]
-    return all(key and "=" not in key and _is_text(key) and _is_text(text) for key, text in pairs)
+    if isinstance(rule, str):
+        return isinstance(value, str) and re.fullmatch(rule, value, re.DOTALL) is not None
+    if isinstance(rule, list):
+        return isinstance(value, list) and all(_fits(one, rule[0]) for one in value)
+    if isinstance(rule, dict):
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(any(_fits(key, name) and _fits(one, its) for name, its in rule.items()) for key, one in pairs)
+    return bool(rule(value))
 
 
 def _is_user(value: object) -> bool:
     """A name, or ids: then not those of root, which is called by its name."""
-    is_name = isinstance(value, str) and _is_text(value) and value.strip(_DIGITS) != "" and ":" not in value
-    return is_name or (isinstance(value, str) and _Account.of_ids(value) is not None)
+    return _fits(value, "[^\0:]*[^\0:0-9][^\0:]*") or (_fits(value, _TEXT) and _Account.of_ids(str(value)) is not None)
 
 
-def _is_capabilities(value: object) -> bool:
-    return isinstance(value, list) and all(name in _CAPABILITIES for name in value)
-
-
-def _is_files(value: object) -> bool:
-    paths = value.values() if isinstance(value, dict) else [""]
-    return _is_environment(value) and all(path.startswith("/") and not path.endswith("/") for path in paths)
-
-
-def _is_stop(value: object) -> bool:
-    how = {"signal": "TERM", "to": "group", "grace": 0, **value} if isinstance(value, dict) else {}
-    return (
-        how.keys() == {"signal", "to", "grace"}
-        and f"SIG{how['signal']}" in _SIGNAL_NAMES.values()
-        and how["signal"] not in ("KILL", "STOP")
-        and how["to"] in ("group", "leader")
-        and type(how["grace"]) in (int, float)
-        and 0 <= how["grace"] <= 86400
-    )
-
-
-_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "name": ("a name of letters, digits and ._-, at most 64", _is_name),
-    "argv": ("a list of words, the first not empty", _is_command),
-    "restart": ("never, on-failure or always", lambda value: value in ("never", "on-failure", "always")),
+_TEXT, _VARIABLE, _PATH, _NAME = "[^\0]*", "[^\0=]+", "/[^\0]*", "[A-Za-z0-9._-]{1,64}"
+_COMMAND = ("a list of words, the first not empty", lambda value: _fits(value, [_TEXT]) and value[:1] not in ([], [""]))
+_TRUTH = ("true or false", lambda value: isinstance(value, bool))
+_STOP = {
+    "signal": lambda value: f"SIG{value}" in _SIGNAL_NAMES.values() and value not in ("KILL", "STOP"),
+    "to": "group|leader",
+    "grace": lambda value: type(value) in (int, float) and 0 <= value <= 86400,
+}
+_FIELDS: dict[str, tuple[str, Any]] = {  # what a value must be, and the rule that it must fit
+    "name": ("a name of letters, digits and ._-, at most 64", _NAME),
+    "argv": _COMMAND,
+    "restart": ("never, on-failure or always", "never|on-failure|always"),
     "user": ("the name of an account, UID or UID:GID", _is_user),
     "port": ("a number from 1 to 65535", lambda value: type(value) is int and 0 < value < 65536),
-    "ready": ("a list of words, the first not empty", _is_command),
-    "after": ("a list of names", lambda value: isinstance(value, list) and all(map(_is_name, value))),
-    "check": ("a list of words, the first not empty", _is_command),
-    "oneshot": ("true or false", lambda value: isinstance(value, bool)),
-    "essential": ("true or false", lambda value: isinstance(value, bool)),
-    "stop": ('like { signal = "QUIT", to = "leader", grace = 30 }; to: group or leader; grace: 0 to 86400', _is_stop),
-    "cwd": ("an absolute path", lambda value: _is_text(value) and str(value).startswith("/")),
-    "env": ("a table of strings", _is_environment),
-    "prefix": ("true or false", lambda value: isinstance(value, bool)),
-    "files": ("a table of absolute paths", _is_files),
-    "capabilities": ("a list of capabilities, like NET_BIND_SERVICE", _is_capabilities),
+    "ready": _COMMAND,
+    "after": ("a list of names", [_NAME]),
+    "check": _COMMAND,
+    "oneshot": _TRUTH,
+    "essential": _TRUTH,
+    "stop": ('like { signal = "QUIT", to = "leader", grace = 30 }; to: group or leader; grace: 0 to 86400', _STOP),
+    "cwd": ("an absolute path", _PATH),
+    "env": ("a table of strings", {_VARIABLE: _TEXT}),
+    "prefix": _TRUTH,
+    "files": ("a table of absolute paths", {_VARIABLE: "/[^\0]*[^\0/]"}),
+    "capabilities": ("a list of capabilities, like NET_BIND_SERVICE", [_CAPABILITIES.__contains__]),
 }
 
 
-def _use_table(path: str) -> bytes:
-    """Replace the table by that in a TOML file, and return it marshalled; if it has a mistake, raise _TableError.
+def _use_table(path: str) -> None:
+    """Replace the table by that in a TOML file; raises _TableError, and changes nothing, if it has a mistake.
 
-    A child parses the file, so that PID 1 does not keep the memory that this takes.
+    A child parses the file: the parser's modules and what it allocates would stay in PID 1.
     """
     import marshal
 
@@ -2258,14 +2242,20 @@ def _use_table(path: str) -> bytes:
         mistake, table = marshal.loads(answer)
     except (ChildProcessError, EOFError, TypeError, ValueError):
         mistake, table = "its parser was killed; the table may be too large for the memory", b""
-    if mistake:
-        raise _TableError(f"cannot use table {path}: {mistake}")
+    _demand(not mistake, f"cannot use table {path}: {mistake}")
     _load_table(table)
-    return bytes(table)
+
+
+def _load_table(table: bytes) -> None:
+    global _DAEMONS, _SECRETS, _SIGNALS, _TABLE
+    import marshal
+
+    rows, _SECRETS, _SIGNALS = marshal.loads(table)
+    _DAEMONS, _TABLE = tuple(_DaemonSpec(**row) for row in rows), table
 
 
 def _parse_table(path: str) -> tuple[str, bytes]:
-    """What is wrong with a table file; the table."""
+    """What is wrong with a table file; the table as `_load_table` takes it."""
     import marshal
     import tomllib
 
@@ -2273,38 +2263,25 @@ def _parse_table(path: str) -> tuple[str, bytes]:
         with open(path, "rb") as file:
             table = tomllib.load(file)
         for key in table:
-            _demand(
-                key in ("daemon", "secrets", "signals"), f'unknown key "{key}"; known: [[daemon]], [secrets], [signals]'
-            )
-        rows = table.get("daemon", [])
+            is_known = key in ("daemon", "secrets", "signals")
+            _demand(is_known, f'unknown key "{key}"; known: [[daemon]], [secrets], [signals]')
+        rows, secrets, signals = table.get("daemon", []), table.get("secrets", {}), table.get("signals", {})
         specs = _specs_of(rows)
-        owners, signals = _owners_of(_section(table, "secrets"), specs), _signals_of(_section(table, "signals"), specs)
-        return "", marshal.dumps((rows, owners, signals))
-    except _TableError as error:
-        return str(error), b""
-    except OSError as error:
-        return str(error.strerror), b""
-    except MemoryError:
-        return "it is too large for the memory", b""
-    except RecursionError:
-        return "not TOML: nested too deep", b""
-    except tomllib.TOMLDecodeError as error:
-        return f"not TOML: {error}", b""
-    except ValueError as error:
-        return "not TOML: " + (
-            "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number has too many digits"
-        ), b""
-
-
-def _load_table(table: bytes) -> None:
-    global _DAEMONS, _SECRETS, _SIGNALS
-    import marshal
-
-    rows, _SECRETS, _SIGNALS = marshal.loads(table)
-    _DAEMONS = tuple(_DaemonSpec(**row) for row in rows)
+        return "", marshal.dumps((rows, _owners_of(secrets, specs), _signals_of(signals, specs)))
+    except (MemoryError, OSError, RecursionError, ValueError, _TableError) as error:
+        mistakes = {
+            MemoryError: "it is too large for the memory",
+            RecursionError: "not TOML: nested too deep",
+            UnicodeDecodeError: "not TOML: it is not UTF-8",
+            ValueError: "not TOML: a number has too many digits",
+            tomllib.TOMLDecodeError: f"not TOML: {error}",
+        }
+        return mistakes.get(type(error)) or getattr(error, "strerror", None) or str(error), b""
 
 
 def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
+    from graphlib import CycleError, TopologicalSorter
+
     is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     _demand(is_list and rows != [], "there must be one or more [[daemon]] sections")
     specs: dict[str, _DaemonSpec] = {}
@@ -2313,41 +2290,30 @@ def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
         where = f'daemon "{name}"' if isinstance(name, str) else f"daemon {number}"
         for key, value in row.items():
             _demand(key in _FIELDS, f'{where}: unknown key "{key}"; known are {", ".join(_FIELDS)}')
-            _demand(_FIELDS[key][1](value), f"{where}: {key} must be {_FIELDS[key][0]}")
+            _demand(_fits(value, _FIELDS[key][1]), f"{where}: {key} must be {_FIELDS[key][0]}")
         for key in ("name", "argv"):
             _demand(key in row, f"{where}: {key} is missing")
         _demand(name not in specs, f"{where}: duplicate name")
         spec = specs[row["name"]] = _DaemonSpec(**row)
         _demand(not (spec.oneshot and (spec.port or spec.ready)), f"{where}: a oneshot cannot have port or ready")
         _demand(spec.env.keys().isdisjoint(spec.files), f"{where}: env and files set the same variable")
-    waited_by: dict[str, list[str]] = {name: [] for name in specs}
     for spec in specs.values():
-        for name in set(spec.after):
+        for name in spec.after:
             _demand(name in specs, f'daemon "{spec.name}": after names "{name}", which is not in the table')
-            waited_by[name].append(spec.name)
-    waits_for = {name: len(set(spec.after)) for name, spec in specs.items()}
-    free = [name for name, others in waits_for.items() if not others]
-    for name in free:  # the list grows while it is gone through
-        for other in waited_by[name]:
-            waits_for[other] -= 1
-            free += [other] if not waits_for[other] else []
-    circle = specs.keys() - free
-    _demand(not circle, f'daemon "{min(circle, default="")}": circular after')
+    try:
+        TopologicalSorter({spec.name: spec.after for spec in specs.values()}).prepare()
+    except CycleError as error:
+        raise _TableError(f'daemon "{min(error.args[1])}": circular after') from None
     return specs
 
 
-def _section(table: dict[str, Any], name: str) -> dict[str, Any]:
-    section = table.get(name, {})
-    _demand(isinstance(section, dict), f"{name} must be a [{name}] section")
-    return dict(section)
-
-
 def _owners_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dict[str, tuple[str, ...]]:
+    _demand(isinstance(section, dict), "secrets must be a [secrets] section")
     owners: dict[str, tuple[str, ...]] = {}
     for prefix, value in section.items():
         names = value if isinstance(value, list) else [value]
         _demand(prefix != "", "secrets: a prefix must not be empty")
-        are_known = bool(names) and all(isinstance(name, str) and name in specs for name in names)
+        are_known = names != [] and all(isinstance(name, str) and name in specs for name in names)
         _demand(are_known, f'secrets: "{prefix}" must name a daemon of the table, or a list of them')
         owners[prefix] = tuple(names)
     for prefix, its in owners.items():
@@ -2363,6 +2329,7 @@ def _owners_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dic
 
 
 def _signals_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dict[str, tuple[str, str]]:
+    _demand(isinstance(section, dict), "signals must be a [signals] section")
     signals = {}
     for name, action in section.items():
         _demand(name in ("HUP", "USR1"), f'signals: unknown key "{name}"; known are HUP and USR1')
@@ -2374,8 +2341,8 @@ def _signals_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> di
     return signals
 
 
-# -- commands ----------------------------------------------------------------------------------------------------------
-# They read the state and send signals: no socket, no new way in. What they import costs PID 1 nothing.
+# -- commands that ask the supervisor ----------------------------------------------------------------------------------
+# They read its state and send signals: no socket, no new way in. What they import costs PID 1 nothing.
 
 
 def _state_directories() -> list[str]:
@@ -2403,10 +2370,7 @@ def _read_state(name: str, directory: str) -> str | None:
 
 
 def _read_status(*, may_be_stale: bool = False) -> dict[str, Any]:
-    """The status, of a supervisor that is running if there is one.
-
-    "stale" says why it may be out of date, "directory" where it is from.
-    """
+    """The status, of a running supervisor if there is one. "stale" says why it may be out of date."""
     import json
 
     directories, gone = _state_directories(), None
@@ -2442,31 +2406,29 @@ def _send(number: int) -> dict[str, Any]:
     return status
 
 
-def _await_status(is_it: Callable[[dict[str, Any]], object], deadline: float) -> dict[str, Any] | None:
-    """The first live status of which `is_it` is true; None if there is none before the deadline."""
-    while not is_it(status := _read_status()):
-        if time.monotonic() > deadline:
-            return None
+def _statuses(deadline: float) -> Iterator[dict[str, Any]]:
+    """The live status, again and again until the deadline; at least once."""
+    yield _read_status()
+    while time.monotonic() <= deadline:
         time.sleep(0.002)
-    return status
+        yield _read_status()
 
 
 def _row_of(status: dict[str, Any], name: str) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in status["daemons"]}
     if name not in rows:
-        raise _Refusal(
-            f"cannot find daemon {name}: it is not in the table, or not selected; there are {', '.join(rows)}"
-        )
+        there_are = ", ".join(rows)
+        raise _Refusal(f"cannot find daemon {name}: it is not in the table, or not selected; there are {there_are}")
     return rows[name]
 
 
-def _print_table(rows: list[list[str]], colours: dict[str, str]) -> None:
+def _print_table(rows: list[list[str]], colours: Mapping[str, str]) -> None:
     """Columns as wide as they need; a line in the colour that its second cell has, on a terminal that wants it."""
     has_colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        line = "  ".join(map(str.ljust, row, widths)).rstrip()
         colour = colours.get(row[1], "") if has_colours else ""
         print(f"\033[{colour}m{line}\033[0m" if colour else line)
 
@@ -2476,9 +2438,8 @@ def _since(timestamp: str) -> str:
     from datetime import datetime
 
     seconds = abs(time.time() - datetime.fromisoformat(timestamp).timestamp())
-    size, unit = next(
-        ((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "m")) if seconds >= size), (1, "s")
-    )
+    units = ((86400, "d"), (3600, "h"), (60, "m"))
+    size, unit = next((pair for pair in units if seconds >= pair[0]), (1, "s"))
     return f"{seconds // size:.0f}{unit}"
 
 
@@ -2492,22 +2453,16 @@ def _status(options: Namespace) -> int:
     if options.json:
         import json
 
-        shown = {key: value for key, value in status.items() if key != "directory"}
-        print(json.dumps({**shown, "daemons": chosen, "stale": status["stale"] != ""}, indent=2))
+        del status["directory"]
+        print(json.dumps({**status, "daemons": chosen, "stale": status["stale"] != ""}, indent=2))
     else:
         rows = [["NAME", "STATE", "READY", "PID", "PORT", "UP", "RESTARTS", "SIGNAL", "LAST EXIT"]]
         for row in chosen:
-            uptime = _since(row["started_at"]) if row["pid"] else "-"
-            cells = [row["pid"], row["port"], uptime, str(row["restarts"]), row["signal"]]
-            cells.append(
-                str(row["last_exit"] or "")
-                .removeprefix("exited with ")
-                .removeprefix("was terminated by ")
-                .partition(" (")[0]
-            )
-            rows.append(
-                [row["name"], _state_of(row), "yes" if row["ready"] else "no", *(str(cell or "-") for cell in cells)]
-            )
+            uptime = _since(row["started_at"]) if row["pid"] else None
+            last_exit = str(row["last_exit"] or "-").removeprefix("exited with ").removeprefix("was terminated by ")
+            numbers = [row["pid"], row["port"], uptime, str(row["restarts"]), row["signal"]]
+            cells = [*(str(number or "-") for number in numbers), last_exit.partition(" (")[0]]
+            rows.append([row["name"], _state_of(row), "yes" if row["ready"] else "no", *cells])
         _print_table(rows, {_RUNNING: "32", _BACKOFF: "33", _STARTING: "33", _FAILED: "31", "crash-looping": "31"})
         for row in chosen:
             again = f"; next start in {_since(row['next_start_at'])}" if row["next_start_at"] else ""
@@ -2521,17 +2476,19 @@ def _status(options: Namespace) -> int:
 def _health(_: Namespace) -> int:
     """Proves that the loop answers, and that everything is ready."""
     before = _send(signal.SIGUSR2)
-    status = _await_status(lambda now: now["heartbeats"] != before["heartbeats"], time.monotonic() + 1)
+    statuses = _statuses(time.monotonic() + 1)
+    status = next((now for now in statuses if now["heartbeats"] != before["heartbeats"]), None)
     if status is None:
         raise _Refusal(f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
     if status["state"] != "running":
         raise _Refusal(f"unhealthy: the supervisor is {status['state']}")
-    down = [row for row in status["daemons"] if not row["ready"]]
+    down = [
+        f"{row['name']} is {_state_of(row)}" + (f" ({row['reason']})" if row["reason"] else "")
+        for row in status["daemons"]
+        if not row["ready"]
+    ]
     if down:
-        reasons = [
-            f"{row['name']} is {_state_of(row)}" + (f" ({row['reason']})" if row["reason"] else "") for row in down
-        ]
-        raise _Refusal(f"unhealthy: not ready: {', '.join(reasons)}")
+        raise _Refusal(f"unhealthy: not ready: {', '.join(down)}")
     print(f"healthy: {len(status['daemons'])} daemons are ready")
     return 0
 
@@ -2549,7 +2506,7 @@ def _newer(lines: list[str], last: str) -> list[str]:
     return lines[len(lines) - lines[::-1].index(last) :] if last in lines else lines
 
 
-def _event_line(line: str) -> str:
+def _event_text(line: str) -> str:
     import json
     from datetime import datetime
 
@@ -2559,65 +2516,59 @@ def _event_line(line: str) -> str:
         kind, daemon, last_lines = event.pop("event"), event.pop("daemon") or "-", event.pop("last_lines", None) or []
     except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):  # not ours
         return _one_line(line.rstrip("\n"))
-    shown = {key.replace("_", " "): value for key, value in event.items() if value is not None and value is not False}
-    texts = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in shown.items()}
-    details = ", ".join(key if shown[key] is True else f"{key} {text}" for key, text in texts.items())
-    return "\n".join(
-        map(_one_line, [f"{when}  {kind:<13} {daemon:<12} {details}", *(f"    | {line}" for line in last_lines)])
-    )
+    details = []
+    for key, value in event.items():
+        if value is not None and value is not False:
+            text = "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}"
+            details.append(key.replace("_", " ") + text)
+    first = f"{when}  {kind:<13} {daemon:<12} {', '.join(details)}"
+    return "\n".join(map(_one_line, [first, *(f"    | {line}" for line in last_lines)]))
 
 
 def _events(options: Namespace) -> int:
     def show(lines: list[str]) -> list[str]:
-        chosen = [line for line in lines if not names or any(name in line for name in names)]
-        return [_one_line(line.rstrip("\n")) if options.json else _event_line(line) for line in chosen]
+        wanted = [f'"daemon": "{name}"' for name in options.names] or [""]
+        chosen = [line for line in lines if any(text in line for text in wanted)]
+        return [_one_line(line.rstrip("\n")) if options.json else _event_text(line) for line in chosen]
 
-    names = [f'"daemon": "{name}"' for name in options.names]
     lines = _read_events()
     if not lines and not options.follow:
         raise _Refusal("cannot find events: no supervisor has written any")
-    for line in show(lines)[-options.n :] if options.n else []:
-        print(line)
+    for text in show(lines)[-int(options.n) :] if options.n else []:
+        print(text)
     reader = select.poll()
     reader.register(1, 0)  # tells only that the reader has left
-    while options.follow:
-        sys.stdout.flush()
-        if reader.poll(200):
-            break
+    while options.follow and not reader.poll(200):
         last, lines = lines[-1] if lines else "", _read_events()
-        for line in show(_newer(lines, last)):
-            print(line)
+        for text in show(_newer(lines, last)):
+            print(text, flush=True)
     return 0
 
 
-def _reload(verb: str, name: str, number: int, timeout: float, what: str) -> int:
-    """Send what forwards a signal to a daemon or restarts it; wait until its status says how it went."""
-    before, deadline = _send(number), time.monotonic() + timeout
-    asked, pid = _row_of(before, name)["asked"], _row_of(before, name)["pid"]
+def _reload(what: str, name: str, verb: str, number: int, timeout: float) -> int:
+    """Send the signal that forwards one to a daemon, or restarts it; wait until its status says how it went."""
+    before, deadline = _row_of(_send(number), name), time.monotonic() + timeout
 
-    def row_when(is_it: Callable[[dict[str, Any]], object], until: float) -> dict[str, Any] | None:
-        def check(status: dict[str, Any]) -> object:
+    def rows(until: float = deadline) -> Iterator[dict[str, Any]]:
+        for status in _statuses(until):
             if status["state"] != "running":
                 raise _Refusal(f"cannot {what} {name}: the supervisor is {status['state']}")
-            return is_it(_row_of(status, name))
+            yield _row_of(status, name)
 
-        status = _await_status(check, until)
-        return _row_of(status, name) if status else None
-
-    row = row_when(lambda row: row["asked"] > asked and row["answered"] == row["asked"], deadline)
+    row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), None)
     if row is None:
         raise _Refusal(f"cannot {what} {name}: the supervisor has not answered after {timeout:g} s; see its log")
     if row["refused"]:
         raise _Refusal(row["answer"])
-    if verb == "forward":  # one that has no handler for the signal exits at once
-        if gone := row_when(lambda row: row["pid"] != pid, min(deadline, time.monotonic() + 0.3)):
-            raise _Refusal(
-                f"cannot {what} {name}: {_signal_name(number)} was delivered, and it {gone['last_exit']}; see its log"
-            )
+    if verb == "forward":
+        for gone in rows(min(deadline, time.monotonic() + 0.3)):  # what has no handler for the signal exits at once
+            if gone["pid"] != before["pid"]:
+                delivered = f"{_signal_name(number)} was delivered, and it {gone['last_exit']}"
+                raise _Refusal(f"cannot {what} {name}: {delivered}; see its log")
         print(_one_line(row["answer"]))
         return 0
-    is_settled = (_EXITED, _FAILED, _STOPPED, _BACKOFF)
-    row = row_when(lambda row: row["ready"] or row["state"] in is_settled, deadline)
+    settled = (_EXITED, _FAILED, _STOPPED, _BACKOFF)
+    row = next((row for row in rows() if row["ready"] or row["state"] in settled), None)
     if row is None or not row["ready"]:
         why = row["reason"] or f"is {row['state']}" if row else f"is not ready after {timeout:g} s"
         raise _Refusal(f"cannot confirm that {name} is ready: it was restarted, but {why}; see its log")
@@ -2628,19 +2579,22 @@ def _reload(verb: str, name: str, number: int, timeout: float, what: str) -> int
 def _apply(options: Namespace) -> int:
     status, name = _read_status(), options.name
     _row_of(status, name)
-    ways = [(verb, sig, target) for sig, action in status["signals"].items() for verb, target in action.items()]
-    for verb, sig, target in sorted(ways):  # forward before restart
+    ways = [(verb, target, sig) for sig, action in status["signals"].items() for verb, target in action.items()]
+    for verb, target, sig in sorted(ways):  # forward before restart
         if target == name:
-            return _reload(verb, name, getattr(signal, f"SIG{sig}"), options.timeout, "apply")
-    reloaded = ", ".join(target for _, _, target in ways) or "no daemon"
+            return _reload("apply", name, verb, getattr(signal, f"SIG{sig}"), options.timeout)
+    reloaded = ", ".join(target for _, target, _ in ways) or "no daemon"
     raise _Refusal(f"cannot apply {name}: the table's signals reload {reloaded}; try restart")
 
 
-def _restart_command(options: Namespace) -> int:
+def _restart(options: Namespace) -> int:
     number = _row_of(_read_status(), options.name)["signal"]
     if number is None:
         raise _Refusal(f"cannot restart {options.name}: its row has no signal, which only the first 31 rows can have")
-    return _reload("restart", options.name, number, options.timeout, "restart")
+    return _reload("restart", options.name, "restart", number, options.timeout)
+
+
+# -- commands that need no supervisor ----------------------------------------------------------------------------------
 
 
 def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
@@ -2668,10 +2622,8 @@ def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
     accounts = _read_accounts() if os.geteuid() == 0 else {}
     found = {spec.name: _find_account(spec.user or "", accounts) if os.geteuid() == 0 else None for spec in specs}
     uids = {name: account.uid if account else os.geteuid() for name, account in found.items()}
-    known = [spec.name for spec in _DAEMONS]
-    warnings = [
-        f"there is no daemon {name}; ignored" for name in _requested_names(os.environ) or () if name not in known
-    ]
+    unknown = set(_requested_names(os.environ) or ()) - {spec.name for spec in _DAEMONS}
+    warnings = [f"there is no daemon {name}; ignored" for name in unknown]
     for prefix, owners in _SECRETS.items():
         for owner in owners if any(key.startswith(prefix) for key in os.environ) else ():
             for other in uids.keys() - owners if owner in uids else ():
@@ -2690,80 +2642,61 @@ def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
 
 
 def _plan(_: Namespace) -> int:
-    """What would run; starts nothing."""
-    log = _Log(2, _Secrets(os.environb, _SECRETS))
-    specs = _selected_daemons(os.environ)
+    log, specs = _Log(2, _Secrets(os.environb, _SECRETS)), _selected_daemons(os.environ)
     names = [spec.name for spec in specs]
     rows = [["ORDER", "NAME", "USER", "PORT", "AFTER", "RESTART", "COMMAND"]]
     for order, spec in enumerate(specs, 1):
-        user = spec.user if spec.user and os.geteuid() == 0 else f"- (not {spec.user}: not root)" if spec.user else "-"
+        user = f"- (not {spec.user}: not root)" if spec.user and os.geteuid() else spec.user or "-"
         after = ",".join(name for name in spec.after if name in names) or "-"
         command = log.redact_text(" ".join(spec.argv))
         command = command if len(command) <= 80 else command[:77] + "..."
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
-    problems = [*_obstacles(specs, log), *_warnings(specs)]
     if specs:
-        grace = max(_GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace for spec in specs)
         _print_table(rows, {})
+        grace = max(_GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace for spec in specs)
         needed = f"at least {grace + _GIVE_UP_SECONDS:.0f} s"
         print(f"the container's stop_grace_period or terminationGracePeriodSeconds must be {needed}")
     else:
         print("no daemons selected; nothing to do")
+    problems = [*_obstacles(specs, log), *_warnings(specs)]
     for problem in problems or ["ok"]:
         print(_one_line(log.redact_text(problem)))
     return 1 if problems else 0
 
 
+_TABLE = b""  # the table that `_load_table` took last; empty: the shipped one
+_BAKED: bytes | None = None  # in a baked file, its table
+
+
 def _bake(options: Namespace) -> int:
-    """Write this program and the table as one compiled file; the same input gives the same bytes."""
+    """The same source and table give the same bytes."""
     import marshal
     from importlib.util import MAGIC_NUMBER
 
-    if not options.out.endswith(".pyc"):
-        raise _Refusal(f"cannot bake {options.out}: Python runs it only if its name ends in .pyc; rename it")
+    out = options.out
+    if not out.endswith(".pyc"):
+        raise _Refusal(f"cannot bake {out}: Python runs it only if its name ends in .pyc; rename it")
     if __file__.endswith(".pyc"):
-        raise _Refusal(f"cannot bake {options.out}: this file is compiled already; bake with sidecar_init.py")
-    new = f"{options.out}.{os.getpid()}"
+        raise _Refusal(f"cannot bake {out}: this file is compiled already; bake with sidecar_init.py")
+    new = f"{out}.{os.getpid()}"
     try:
         with open(__file__, encoding="utf-8") as file:
-            source = file.read().replace("\n_BAKED: bytes | None = None", f"\n_BAKED: bytes | None = {options.table!r}")
+            source = file.read().replace("\n_BAKED: bytes | None = None", f"\n_BAKED: bytes | None = {_TABLE!r}")
         code = marshal.dumps(compile(source, "sidecar_init.py", "exec", dont_inherit=True, optimize=2))
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC), "wb") as pyc:
             os.fchmod(pyc.fileno(), 0o644)
             pyc.write(MAGIC_NUMBER + bytes(12) + code)  # Python looks for no source of a file that it is told to run
-        os.replace(new, options.out)
+        os.replace(new, out)
     except OSError as error:
         if os.path.lexists(new):
             os.unlink(new)
         what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
-        raise _Refusal(f"cannot bake {options.out}: {what}; name a file that you may write to") from None
-    print(f"{options.out} has the table of {_names()}")
+        raise _Refusal(f"cannot bake {out}: {what}; name a file that you may write to") from None
+    print(f"{out} has the table of {_names()}")
     return 0
 
 
-_BAKED: bytes | None = None  # in a baked file: its table; empty for the shipped one
-
-if _BAKED:
-    _load_table(_BAKED)
-
-
-def _names() -> str:
-    return ", ".join(spec.name for spec in _DAEMONS)
-
-
 # -- the program -------------------------------------------------------------------------------------------------------
-
-
-def _keep_standard_descriptors() -> None:
-    """No file of ours may become a daemon's stdout; nothing that we were given may leak into one."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        pass
-    os.close(fd)
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            os.set_inheritable(int(name), int(name) <= 2)
-        except OSError:
-            pass  # the one that listed them
 
 
 def _supervise() -> int:
@@ -2788,12 +2721,84 @@ def _supervise() -> int:
     return supervisor.run()
 
 
+def _keep_standard_descriptors() -> None:
+    """No file of ours may become a daemon's stdout; nothing that we were given may leak into one."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.set_inheritable(int(name), int(name) <= 2)
+        except OSError:
+            pass  # the one that listed them
+
+
 def _is_usable(directory: str) -> bool:
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
     except OSError:
         return False
     return os.access(directory, os.W_OK)
+
+
+def _quantity(text: str) -> float:
+    if not 0 <= float(text) < 1e6:
+        raise ValueError
+    return float(text)
+
+
+def _command_line(words: list[str]) -> tuple[Callable[[Namespace], int], Namespace]:
+    """The command that is asked for, with its options."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"cannot understand the command line: {message}; see {self.prog} --help\n")
+
+    arguments: dict[str, dict[str, Any]] = {
+        "names": {"metavar": "NAME", "nargs": "*", "help": "only these daemons"},
+        "name": {"metavar": "NAME"},
+        "out": {"metavar": "OUT.pyc"},
+        "--table": {"metavar": "FILE", "help": "a TOML file, not the shipped table", "default": argparse.SUPPRESS},
+        "--json": {"action": "store_true", "help": "print JSON"},
+        "-n": {"metavar": "N", "help": "how many (20)", "type": _quantity, "default": 20},
+        "--follow -f": {"action": "store_true", "help": "also show new ones as they come, until Ctrl-C"},
+        "--timeout": {"metavar": "S", "help": "how many seconds to wait (15)", "type": _quantity, "default": 15.0},
+    }
+    commands: dict[str, tuple[Callable[[Namespace], int], str, list[str]]] = {
+        "plan": (_plan, "show what would run, as which user, and what is missing (then exit 1)", ["--table"]),
+        "status": (_status, "show the daemons", ["names", "--json"]),
+        "health": (_health, "exit 0 if every daemon is ready; else 1, with the reason", []),
+        "events": (_events, "show the last events", ["names", "-n", "--follow -f", "--json"]),
+        "apply": (_apply, "reload a daemon by its signal, and wait until it has worked", ["name", "--timeout"]),
+        "restart": (_restart, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
+        "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
+    }
+    parser = Parser(description="PID 1 of a container that runs several daemons. Without a command: supervise.")
+    parser.add_argument("--table", **arguments["--table"])
+    parser.add_argument("--version", action="store_true", help="show the version, and what is baked in")
+    places = parser.add_subparsers(title="commands", metavar="[COMMAND]", dest="command")
+    for name, (_, what, its_arguments) in commands.items():
+        place = places.add_parser(name, help=what, description=what)
+        for argument in its_arguments:
+            place.add_argument(*argument.split(), **arguments[argument])
+    options = parser.parse_args(words)
+    if options.command is None and not options.version:
+        parser.error("a command is missing")
+    if "table" in options:
+        if options.command not in ("plan", "bake"):
+            parser.error("--table goes alone, or with plan or bake")
+        _use_table(options.table)
+    return _version if options.version else commands[options.command][0], options
+
+
+def _version(_: Namespace) -> int:
+    print(f"sidecar-init {__version__}" + ("" if _BAKED is None else f", baked with the table of {_names()}"))
+    return 0
+
+
+def _names() -> str:
+    return ", ".join(spec.name for spec in _DAEMONS)
 
 
 def _answer(command: Callable[[Namespace], int], options: Namespace) -> int:
@@ -2807,84 +2812,27 @@ def _answer(command: Callable[[Namespace], int], options: Namespace) -> int:
     try:
         code = command(options)
         sys.stdout.flush()
+        return code
     except OSError as error:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter must not try it once more
         if isinstance(error, BrokenPipeError):
             return 0  # the reader has left
         raise _Refusal(f"cannot write the answer: {error.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        if command is _plan:
-            raise  # it reads no state
+        if command in (_plan, _bake):
+            raise  # they read no state
         raise _Refusal("cannot use the state: it was not written by a supervisor of this version") from None
-    return code
-
-
-def _command_line(arguments: list[str]) -> int:
-    """Everything but `sidecar_init.py` without arguments."""
-    import argparse
-
-    def seconds(text: str) -> float:
-        if not 0 <= float(text) < 1e6:
-            raise ValueError
-        return float(text)
-
-    def count(text: str) -> int:
-        if int(text) < 0:
-            raise ValueError
-        return int(text)
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            self.exit(2, f"cannot understand the command line: {message}; see {self.prog} --help\n")
-
-    parser = Parser(
-        description="PID 1 of a container that runs several daemons. Without a command: supervise.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    version = f"sidecar-init {__version__}" + (f", baked with the table of {_names()}" if _BAKED is not None else "")
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(title="commands", metavar="[COMMAND]", dest="command")
-    functions: dict[str, tuple[Callable[[Namespace], int], str]] = {
-        "plan": (_plan, "show what would run, as which user, and what is missing (then exit 1)"),
-        "status": (_status, "show the daemons"),
-        "health": (_health, "exit 0 if the supervisor answers and every daemon is ready; else 1, with the reason"),
-        "events": (_events, "show the last events"),
-        "apply": (_apply, "send the signal that reloads a daemon, and wait until it has worked"),
-        "restart": (_restart_command, "restart a daemon in place, and wait until it is ready"),
-        "bake": (_bake, "write the program and a table as one compiled file"),
-    }
-    places = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in functions.items()}
-    for place in (parser, places["plan"], places["bake"]):
-        text = "a TOML file to use instead of the shipped table"
-        place.add_argument("--table", metavar="FILE", help=text, default=argparse.SUPPRESS)
-    parser.set_defaults(table=None)
-    for place in (places["status"], places["events"]):
-        place.add_argument("names", metavar="NAME", nargs="*", help="only these daemons")
-        place.add_argument("--json", action="store_true", help="as JSON")
-    places["bake"].add_argument("out", metavar="OUT.pyc")
-    places["events"].add_argument("-n", type=count, default=20, metavar="N", help="how many (20)")
-    places["events"].add_argument("-f", "--follow", action="store_true", help="go on with new ones until Ctrl-C")
-    for place in (places["apply"], places["restart"]):
-        place.add_argument("name", metavar="NAME")
-        place.add_argument("--timeout", type=seconds, default=15.0, metavar="S", help="how long to wait (15)")
-    options = parser.parse_args(arguments)
-    if options.table is None:
-        options.table = b""
-    elif options.command in (None, "plan", "bake"):
-        options.table = _use_table(options.table)
-    else:
-        parser.error("--table goes with plan and bake, or without a command")
-    return _answer(functions[options.command][0], options) if options.command else _supervise()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program: what `sidecar_init.py` with these arguments does; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """The program: what `sidecar_init.py` with these arguments does; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if len(arguments) == 2 and arguments[0] == "--table":
-            _use_table(arguments[1])
-            arguments = []
-        return _command_line(arguments) if arguments else _supervise()  # PID 1 does without argparse
+        if not _asks_to_supervise(words):
+            return _answer(*_command_line(words))  # PID 1 does without argparse
+        if words:
+            _use_table(words[-1].removeprefix("--table="))
+        return _supervise()
     except _Refusal as refusal:
         print(_one_line(str(refusal)), file=sys.stderr)
         return refusal.exit_code
@@ -2896,5 +2844,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+if _BAKED:
+    _load_table(_BAKED)
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # frees nothing: the kernel is faster
