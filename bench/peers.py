@@ -131,6 +131,19 @@ class SidecarInitTokens(SidecarInit):
         return {**super().env(folder), **tokens}
 
 
+class BundleImage(SidecarInit):
+    """The image named by SIDECARS_IMAGE (sidecars): the shipped table baked, with the bundle's real daemons."""
+
+    name = "the bundle's image"
+    form = "image: baked with the shipped table"
+    needs = ("docker",)
+    image = os.environ.get("SIDECARS_IMAGE", "sidecars")
+
+    def installed(self) -> bool:
+        inspect = ["docker", "image", "inspect", self.image]
+        return super().installed() and subprocess.run(inspect, capture_output=True).returncode == 0
+
+
 class Yardstick(Peer):
     name = "naive design"
     python = carries = prefixes = True
@@ -309,6 +322,7 @@ SPAWNERS: list[Peer] = [Spawner("fork and exec in C"), Spawner("fork and exec in
 ALONE = Spawner("the daemon by itself")
 
 OURS, OURS_SCRIPT, OURS_TOKENS = SidecarInit(), SidecarInitScript(), SidecarInitTokens()
+IMAGE = BundleImage()
 NAIVE = Yardstick()
 PYTHON_PEERS: list[Peer] = [Supervisord(), Circus(), Honcho()]
 C_PEERS: list[Peer] = [S6(), Runit()]

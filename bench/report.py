@@ -10,13 +10,13 @@ from html import escape
 from pathlib import Path
 
 from measures import Measure, Row, Target
+from peers import IMAGE, OURS_SCRIPT, OURS_TOKENS, SPAWNERS
 from peers import OURS as BAKED
-from peers import OURS_SCRIPT, OURS_TOKENS, SPAWNERS
 
 Samples = dict[str, dict[str, list[float]]]  # row key -> name of the peer -> one value a round
 
 OURS = BAKED.name
-FORMS = (BAKED, OURS_SCRIPT, OURS_TOKENS)
+FORMS = (BAKED, OURS_TOKENS, OURS_SCRIPT, IMAGE)
 
 
 def number(value: float) -> str:
@@ -26,6 +26,13 @@ def number(value: float) -> str:
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def missing(target: Target) -> str:
+    """Why a target could not be compared."""
+    if target.ours is IMAGE and not IMAGE.installed():
+        return f"no Docker, or no image {IMAGE.image}"
+    return "what it is compared with is not installed"
 
 
 class Result:
@@ -133,7 +140,7 @@ class Results:
         for result in self.rows:
             for target in result.row.targets:
                 reached, figure, spread = result.verdict(target)
-                shown = "**no**" if reached == "no" else reached or "not measured: not installed"
+                shown = "**no**" if reached == "no" else reached or f"not measured: {missing(target)}"
                 lines.append(
                     f"| {result.row.title} | {target.ours.form} | {target.text} | {figure} | {spread} | {shown} |"
                 )
