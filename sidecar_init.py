@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     # A part of a story yields the state it waits in, and receives a stop order if a restart was requested.
     _Part: TypeAlias = Generator[str, "_StopOrder | None", _T]
-    _Rest: TypeAlias = tuple[str, float]  # the state after an exit, and when it ends
+    _Pause: TypeAlias = tuple[str, float]  # the state between two processes, and when it ends
 else:
     import _signal as signal  # the same functions; the enums of `signal` would cost every start 5 ms and 1 MB
 
@@ -452,7 +452,7 @@ class _Daemon:
 
     def advance(self, restart: _StopOrder | None = None) -> None:
         """Resume its story, so that it checks what has changed."""
-        self._move(lambda: self._story.send(restart))
+        self._resume(lambda: self._story.send(restart))
 
     def restart(self, grace: float | None = None) -> None:
         """Request a restart; `history.answered` and `history.is_refused` tell the result."""
@@ -462,7 +462,7 @@ class _Daemon:
     def shut_down(self, order: _StopOrder) -> None:
         self._shutdown = order
         if self.state not in _ENDED:
-            self._move(lambda: self._story.throw(order))
+            self._resume(lambda: self._story.throw(order))
 
     def forward(self, number: int) -> bool:
         """Signal its own process. True if that was possible."""
@@ -476,7 +476,7 @@ class _Daemon:
         """Start a command with all that the daemon has: the daemon itself, its check, its readiness command."""
         return self._launcher.start(self.spec, argv, output, self)
 
-    def _move(self, step: Callable[[], object]) -> None:
+    def _resume(self, step: Callable[[], object]) -> None:
         """Resume the story; after an internal error it begins again, with the running process or with a new one."""
         try:
             step()
@@ -499,17 +499,17 @@ class _Daemon:
                 yield from self._stop(self.process, order)
                 self.history.was_stopped(self.process)
         self._enter(_STOPPED)
-        self.history.tell("stopped", "")
+        self.history.report("stopped", "")
 
     def _run_once(self, is_asked: bool) -> _Part[bool]:
-        """One process, from its start to the rest after its exit. True if the next start was requested."""
-        if (self.process is None or self.process.is_gone) and (rest := (yield from self._start(is_asked))):
-            return (yield from self._rest(*rest))
+        """One process, from its start to the pause after its exit. True if the next start was requested."""
+        if (self.process is None or self.process.is_gone) and (pause := (yield from self._start(is_asked))):
+            return (yield from self._pause(*pause))
         assert self.process
         after = yield from self._serve(self.process)
         if isinstance(after, _StopOrder):
             return (yield from self._stop(self.process, after, is_asked=True))
-        return (yield from self._stop(self.process, _StopOrder(self.clock()))) or (yield from self._rest(*after))
+        return (yield from self._stop(self.process, _StopOrder(self.clock()))) or (yield from self._pause(*after))
 
     def _wait_for(self, others: list[_Daemon], begin_at: float) -> _Part[bool]:
         """Wait until all others have been ready once: for 10 s, or without a limit if a oneshot is among them."""
@@ -530,13 +530,14 @@ class _Daemon:
             is_limited = not oneshots and all(other.state != _WAITING for other in missing)
             give_up_at = min(give_up_at, self.clock() + _AFTER_SECONDS) if is_limited else _NEVER
             if self.clock() >= give_up_at:
-                self._log.say(f"{names} is not ready after {_AFTER_SECONDS:g} s; starting {self.spec.name} anyway")
+                are = "is" if len(missing) == 1 else "are"
+                self._log.say(f"{names} {are} not ready after {_AFTER_SECONDS:g} s; starting {self.spec.name} anyway")
                 break
             order = yield self._enter(_WAITING, give_up_at)
         return order is not None
 
-    def _start(self, is_asked: bool) -> _Part[_Rest | None]:
-        """Fork, and wait for the exec. Returns None if it succeeded, else the rest before the next try."""
+    def _start(self, is_asked: bool) -> _Part[_Pause | None]:
+        """Fork, and wait for the exec. Returns None if it succeeded, else the pause before the next try."""
         before = self.process
         try:
             process = self.process = self.run(self.spec.argv, self.output)
@@ -558,7 +559,7 @@ class _Daemon:
         self.history.started(process, is_asked)
         return None
 
-    def _serve(self, process: _Process) -> _Part[_Rest | _StopOrder]:
+    def _serve(self, process: _Process) -> _Part[_Pause | _StopOrder]:
         """Watch the process until it exits, or until a restart may stop it: returns what comes after that."""
         readiness = _Readiness(self, process, self._launcher.ports)
         try:
@@ -579,7 +580,7 @@ class _Daemon:
             readiness.close()
         return self._after_exit(process)
 
-    def _after_exit(self, process: _Process) -> _Rest:
+    def _after_exit(self, process: _Process) -> _Pause:
         """Apply the restart policy to an exit that was not requested."""
         history, has_succeeded = self.history, process.returncode == 0
         is_done = self.spec.oneshot and has_succeeded
@@ -596,7 +597,7 @@ class _Daemon:
         self._report_exit(process, delay)
         if history.exits == _CRASH_LOOP_EXITS:
             what = f"{self.spec.name} is crash-looping: {history.exits} exits, each within {_STEADY_SECONDS:g} s"
-            history.tell("crash-looping", what, exits=history.exits)
+            history.report("crash-looping", what, exits=history.exits)
         return _BACKOFF, self.clock() + delay
 
     def _check(self, process: _Process) -> _Part[str]:
@@ -641,7 +642,7 @@ class _Daemon:
                 return is_asked
             if not is_killed and now >= kill_at and (is_reported or process.poll() is None):
                 late = f"{self.spec.name} has not stopped after {now - order.at:.1f} s"
-                self.history.tell("killed", late, then="killing it")
+                self.history.report("killed", late, then="killing it")
                 process.stop(signal.SIGKILL, "group")
                 give_up_at = now + _GIVE_UP_SECONDS
             # If the leader has exited, no signal tells us that its group is empty.
@@ -650,7 +651,7 @@ class _Daemon:
                 is_asked = True
                 self.history.accept()
 
-    def _rest(self, state: str, until: float) -> _Part[bool]:
+    def _pause(self, state: str, until: float) -> _Part[bool]:
         """Wait before the next start. True if that was requested."""
         while self.clock() < until:
             if (yield self._enter(state, until)):
@@ -720,7 +721,7 @@ class _Log:
 
     def put(self, text: bytes) -> None:
         """Append whole lines."""
-        if self._is_mid_line and not self._buffer:  # a line was cut off when the buffer was dropped: end it first
+        if self._is_mid_line and not self._buffer:  # the buffer was dropped in the middle of a line: end it first
             self._buffer += b"\n"
         self._buffer += text
 
@@ -947,7 +948,7 @@ class _State:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What tells the daemons where the files are."""
+        """Variables that tell daemons where the files are."""
         names = {"SIDECAR_STATUS_FILE": "status.json", "SIDECAR_EVENTS_FILE": "events.jsonl"}
         return {key: f"{self._directory.path}/{name}" for key, name in names.items()} if self._directory else {}
 
@@ -1118,17 +1119,16 @@ class _Attempt:
 
     def problem(self) -> str | None:
         """What is wrong, with the last line of its output; empty if it exited with 0; None while it runs."""
-        process = self.process
-        if process.returncode is None and self._clock() < self.deadline:
+        process, how = self.process, f"took longer than {self._seconds:g} s"
+        if process.returncode is not None:
+            how = _exit_text(process.returncode)
+        elif self._clock() < self.deadline:
             return None
         if process.problem or process.returncode == 0:
             return str(process.problem or "")
         self._output.drain(is_last=True)
         last = self._output.lines.last_lines.decode("utf-8", "replace").splitlines()[-1:]
-        ended = (
-            f"took longer than {self._seconds:g} s" if process.returncode is None else _exit_text(process.returncode)
-        )
-        return " ".join([self._what, ended, *(f"({line})" for line in last)])
+        return " ".join([self._what, how, *(f"({line})" for line in last)])
 
     def close(self) -> None:
         self.process.kill()
@@ -1174,12 +1174,10 @@ class _Readiness:
 
     def _command(self) -> Generator[float, None, None]:
         """Ends when the readiness command has exited with 0."""
-        failures, clock = 0, self._daemon.clock
+        daemon, failures, delay = self._daemon, 0, _READY_FIRST
         while True:
             is_silent = failures < _READY_SILENT
-            attempt = _Attempt(
-                self._daemon, self._daemon.spec.ready, "its readiness command", _READY_SECONDS, is_silent=is_silent
-            )
+            attempt = _Attempt(daemon, daemon.spec.ready, "its readiness command", _READY_SECONDS, is_silent=is_silent)
             try:
                 while (problem := attempt.problem()) is None:
                     yield attempt.deadline
@@ -1189,12 +1187,10 @@ class _Readiness:
                 return
             failures += 1
             if failures >= _READY_SILENT:
-                self._daemon.history.explain(f"is not ready: {problem}")
-            again_at = clock() + min(_READY_FIRST * 2.0 ** min(failures - 1, 16), _READY_LAST)
-            while (
-                clock() < again_at or attempt.process.returncode is None
-            ):  # one that hangs in the kernel outlives KILL
-                yield again_at if clock() < again_at else clock() + _READY_LAST
+                daemon.history.explain(f"is not ready: {problem}")
+            again_at, delay = daemon.clock() + delay, min(2 * delay, _READY_LAST)
+            while (now := daemon.clock()) < again_at or attempt.process.returncode is None:
+                yield again_at if now < again_at else now + _READY_LAST  # in spite of KILL, it hangs in the kernel
 
 
 class _History:
@@ -1219,7 +1215,7 @@ class _History:
     def touch(self) -> None:
         self._state.touch(self._spec.name)
 
-    def tell(self, event: str, text: str, *, then: str = "", refuses: bool | None = None, **more: object) -> None:
+    def report(self, event: str, text: str, *, then: str = "", refuses: bool | None = None, **more: object) -> None:
         """Log the text and record the event. With `refuses`, the text answers all requests since the last answer."""
         if text:
             self._log.say(f"{text}; {then}" if then else text)
@@ -1246,25 +1242,25 @@ class _History:
 
     def accept(self) -> None:
         self.exits = self.failed_starts = 0
-        self.tell("restarting", f"restarting {self._spec.name}")
+        self.report("restarting", f"restarting {self._spec.name}")
 
     def refuse(self, problem: str) -> None:
         problem = self._log.redact_text(problem)
         what = f"cannot restart {self._spec.name}: {problem}"
-        self.tell("refused", what, then="nothing was changed", refuses=True, reason=problem)
+        self.report("refused", what, then="nothing was changed", refuses=True, reason=problem)
 
     def forwarded(self, number: int, problem: str) -> None:
         name, target = _signal_name(number), self._spec.name
         what = f"{name} for {target} dropped: {problem}" if problem else f"{name} delivered to {target}"
         self.ask()
-        self.tell("signal", what, refuses=bool(problem), signal=name, forwarded=not problem, reason=problem or None)
+        self.report("signal", what, refuses=bool(problem), signal=name, forwarded=not problem, reason=problem or None)
 
     def started(self, process: _Process, is_asked: bool) -> None:
         self._pid = process.pid
         self.starts += 1
         self.failed_starts, self.outcome, self.reason = 0, (0, 0, 0), ""
         event = "restarted" if is_asked and self.starts > 1 else "started"
-        self.tell(event, f"{self._spec.name} {event} (pid {process.pid})", refuses=False)
+        self.report(event, f"{self._spec.name} {event} (pid {process.pid})", refuses=False)
 
     def not_started(self, problem: _CannotStart) -> float | None:
         """Returns the delay until the next try; None if there will be none."""
@@ -1277,14 +1273,16 @@ class _History:
             then = f"trying again in {delay:.1f} s"
         else:
             self.outcome = (1, 0, problem.status)
-        self.tell(event, what, then=then, refuses=True, reason=self.reason)
+        self.report(event, what, then=then, refuses=True, reason=self.reason)
         return delay
 
     def became_ready(self, process: _Process) -> None:
         process.is_ready = self.was_ready = True
         self.reason, uptime = "", self._clock() - process.started_at
         is_news = self._spec.port or self._spec.ready
-        self.tell("ready", f"{self._spec.name} ready after {uptime:.2f} s" if is_news else "", seconds=round(uptime, 3))
+        self.report(
+            "ready", f"{self._spec.name} ready after {uptime:.2f} s" if is_news else "", seconds=round(uptime, 3)
+        )
 
     def steady_at(self, process: _Process) -> float:
         """When enough uptime ends a series of exits; never if there is none, or if it has ended just now."""
@@ -1301,7 +1299,7 @@ class _History:
         is_killed_by_others = code == -signal.SIGKILL and process.stopped_by != signal.SIGKILL
         oom = counter.has_counted() if is_killed_by_others else False
         self.reason = self.last_exit = _exit_text(code) + (" (out of memory)" if oom else "")
-        self.tell(
+        self.report(
             "exited", f"{self._spec.name} {self.reason} after {uptime:.1f} s",
             then="" if delay is None else f"restarting in {delay:.1f} s",
             code=code if code >= 0 else None, signal=_signal_name(-code) if code < 0 else None, oom=oom,
@@ -1372,18 +1370,18 @@ class _Output:
 
     def writer(self) -> int:
         """The end to write to; the pipe is made at the first start."""
-        self._put(self.lines.finish())  # what an earlier life may have left while the log was full
+        self._put(self.lines.finish())  # what an earlier process may have left while the log was full
         if self._ends is None:
-            ends = os.pipe2(os.O_CLOEXEC)
+            reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                os.set_blocking(ends[0], False)
-                self._pipes.add(ends[0], self._read)
+                self._pipes.add(reader, self._read)
             except OSError:
-                os.close(ends[0])
-                os.close(ends[1])
+                _close(reader, writer)
                 raise
-            self._ends = ends
-        os.set_blocking(self._ends[1], True)  # an earlier life may have changed what it shares with the next
+            self._ends = reader, writer
+        os.set_blocking(
+            self._ends[1], True
+        )  # the next process shares that with earlier ones, which may have changed it
         return self._ends[1]
 
     def drain(self, *, is_last: bool = False) -> None:
@@ -1391,7 +1389,7 @@ class _Output:
         budget = _LOG_LIMIT
         while self._ends and budget > 0 and self._log.has_room(_LOG_RESERVE // 2):
             size = self._read()
-            budget -= max(size, 4096)  # a pipe in packet mode gives one packet a read, even of one byte
+            budget -= max(size, 4096)  # a process that is left behind may write byte by byte
             self._log.flush()
             if not size:
                 is_last = True
@@ -1403,8 +1401,7 @@ class _Output:
         if self._ends:
             self.drain(is_last=True)
             self._pipes.remove(self._ends[0])
-            for end in self._ends:
-                os.close(end)
+            _close(*self._ends)
             self._ends = None
 
     def _read(self) -> int:
@@ -1490,7 +1487,7 @@ class _Secrets:
 
     @property
     def overlap(self) -> int:
-        """So much of an unfinished secret can be at the end of what was read."""
+        """How much of an unfinished secret can be at the end of what was read."""
         return len(next(iter(self._values), b".")) - 1
 
     def belong_to(self, daemon: str) -> bool:
@@ -1509,9 +1506,9 @@ class _Secrets:
         return at
 
     def without_unfinished(self, data: bytes, daemon: str) -> tuple[bytes, bytes]:
-        """For a last line that was never finished: without the beginning of a secret at its end, and that one's rest.
+        """An unfinished last line without the beginning of a secret at its end, and the rest of that secret.
 
-        Only of the daemon's own secrets: others could try beginnings, and would see which one is redacted.
+        Only the daemon's own secrets: another daemon could try beginnings and see which one is redacted.
         """
         data = self.redact(data)
         for value, (_, replacement, variable) in self._values.items():
@@ -1523,7 +1520,7 @@ class _Secrets:
 
     @staticmethod
     def without_rest(chunk: bytes, rest: bytes) -> tuple[bytes, bytes]:
-        """`chunk` without the rest of a secret at its beginning, and what is still to come of that rest."""
+        """`chunk` without the rest of a secret at its start, and what is then still missing of it."""
         size = min(len(chunk), len(rest))
         return (chunk[size:], rest[size:]) if chunk[:size] == rest[:size] else (chunk, b"")
 
@@ -2055,7 +2052,7 @@ class _Directory:
             os.replace(name, f"{name}.1", src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def _open(self, name: str, flags: int) -> int:
-        """A regular file that is ours and has no other name; what else a daemon has put there is removed."""
+        """Open a regular file of ours that has no other name; anything else that a daemon put there is removed."""
         flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         for attempt in (0, os.O_EXCL):
             try:

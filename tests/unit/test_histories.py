@@ -34,7 +34,7 @@ class After(MachineTest):
         self.walk(("start", "waiting waiting starting"), ("wait 9.9", "waiting waiting starting"))
         self.walk(("wait 0.1", "waiting starting starting"))  # only now does web begin to count
         self.walk(("wait 9.9", "waiting starting starting"), ("wait 0.1", "running starting starting"))
-        self.assert_said("cache, db is not ready after 10 s; starting web anyway")
+        self.assert_said("cache, db are not ready after 10 s; starting web anyway")
 
     def test_a_wait_that_ends_in_time_starts_the_ten_seconds_of_the_next(self) -> None:
         self.supervise(DB, daemon("cache", port=6379, after=["db"]), web(after=["cache"]))
