@@ -137,7 +137,9 @@ set_protection() {
     git -C "$mirror" config gate.noForcePush "$no_force_push" && git -C "$mirror" config gate.noDelete "$no_delete"
 }
 
+# A configuration that was changed here must not outlive a start.
 prepare_mirror() {
+    rm -f "$1/config"
     if ! git init --quiet --bare --initial-branch=main "$1" || ! git -C "$1" config gate.upstream "$2"; then
         echo "cannot make the mirror $1: see git's reason above" >&2
         return

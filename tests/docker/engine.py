@@ -258,10 +258,13 @@ class Bundle(Container):
         return {daemon["name"]: daemon for daemon in document["daemons"]}
 
     def users(self) -> dict[int, int]:
-        """Process -> uid, of all processes."""
-        look = "grep ^Uid: /proc/[0-9]*/status 2>/dev/null"
-        lines = self.exec("sh", "-c", look, user="supervise", check=False).stdout.splitlines()
-        return {int(line.split("/")[2]): int(line.split()[1]) for line in lines}
+        """Process -> uid, of PID 1 and its descendants: what `docker exec` starts has no parent inside."""
+        look = "exec awk '/^(PPid|Uid):/ { print FILENAME, $2 }' /proc/[0-9]*/status"
+        values: dict[int, list[int]] = {}
+        for line in self.exec("sh", "-c", look, check=False).stdout.splitlines():
+            path, value = line.split()
+            values.setdefault(int(path.split("/")[2]), []).append(int(value))
+        return {pid: uid for pid, (parent, uid) in values.items() if parent or pid == 1}
 
     def pids(self) -> dict[str, int]:
         return {name: daemon["pid"] for name, daemon in self.daemons().items()}
@@ -286,6 +289,13 @@ class Bundle(Container):
         pem = self.exec("cat", "/var/lib/egress/mitmproxy-ca-cert.pem").stdout
         (self.world.shared / "egress-ca.pem").write_text(pem)
         return "/shared/egress-ca.pem"
+
+
+class StartingBundle(Bundle):
+    """One that may never be healthy."""
+
+    def wait_until_up(self) -> None:
+        pass
 
 
 class BundleTest(EngineTest):

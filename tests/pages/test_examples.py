@@ -155,7 +155,7 @@ class BundleInKubernetes(unittest.TestCase):
         apart = pods["sidecars"]["spec"], pods["agent"]["spec"]
         self.forms = {  # pods of the bundle and of the agent, and the two containers
             "apart": (*apart, apart[0]["containers"][0], apart[1]["containers"][0]),
-            "together": (together, together, together["initContainers"][0], together["containers"][0]),
+            "together": (together, together, together["initContainers"][1], together["containers"][0]),
         }
 
     @unittest.skipUnless(find_spec("kubernetes_validate"), "no kubernetes-validate: pip install kubernetes-validate")
@@ -207,7 +207,16 @@ class BundleInKubernetes(unittest.TestCase):
                 self.assertEqual(bundle & agent, set())
                 there = {volume["name"] for one in (pod, agents_pod) for volume in one["volumes"]}
                 self.assertEqual(bundle | agent, there)
-                self.assertIn({"name": "run", "mountPath": "/run"}, containers[0]["volumeMounts"])
+
+    def test_no_emptydir_is_mounted_where_a_daemon_could_replace_what_is_not_its_own(self) -> None:
+        for form, (pod, _, bundle, _) in self.forms.items():
+            with self.subTest(form):
+                places = {mount["name"]: mount for mount in bundle["volumeMounts"]}
+                self.assertEqual(places["run"]["mountPath"], "/run/sidecar-init")
+                self.assertEqual(places["mirrors"]["subPath"], "git")
+                mirrors = pod["initContainers"][0]
+                self.assertEqual(mirrors["command"][-1], "/volume/git")
+                self.assertEqual(mirrors["securityContext"]["runAsUser"], 9418)
 
 
 @needs_yaml
@@ -261,7 +270,7 @@ class Together(unittest.TestCase):
         self.spec = by_kind(ONE_POD.read_text())["Pod"]["agent"]["spec"]
 
     def test_the_bundle_is_a_native_sidecar_whose_processes_the_agent_does_not_see(self) -> None:
-        [bundle] = self.spec["initContainers"]
+        _, bundle = self.spec["initContainers"]
         self.assertEqual(bundle["restartPolicy"], "Always")
         self.assertIs(self.spec["shareProcessNamespace"], False)
 

@@ -40,6 +40,8 @@ class Recorder(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path.startswith("/git/"):
+            return self.send_file(Path("/srv/upstream", self.path.removeprefix("/git/").partition("?")[0]))
         record = {"tls": isinstance(self.connection, ssl.SSLSocket), "path": self.path}
         line = json.dumps(record | {"headers": {key.lower(): value for key, value in self.headers.items()}})
         with self.lock, open(SHARED / "requests.jsonl", "a") as file:
@@ -48,6 +50,14 @@ class Recorder(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(line)))
         self.end_headers()
         self.wfile.write(line.encode())
+
+    def send_file(self, path: Path) -> None:
+        """For git's dumb protocol."""
+        content = path.read_bytes() if path.is_file() else b""
+        self.send_response(200 if content else 404)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -114,6 +124,7 @@ def make_upstream() -> None:
         git add README
         git commit --quiet --message first
         git push --quiet /srv/upstream/demo.git HEAD:main
+        git -C /srv/upstream/demo.git update-server-info
     """
     subprocess.run(["sh", "-ec", script], check=True)
 
