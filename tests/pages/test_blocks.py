@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import unittest
 from xml.etree import ElementTree
 
+import sidecar_init
 from tests.pages.test_readme import blocks
 from tests.support import MODULE, ROOT
 
@@ -63,6 +65,12 @@ class Blocks(unittest.TestCase):
             for name in re.findall(r"(?<![/\w.])(?:tests|bench|examples|docs|app|\.ci)/[\w./*-]*\w", text):
                 with self.subTest(page, file=name):
                     self.assertTrue(list(ROOT.glob(name)))
+
+    def test_names_of_the_module_that_a_page_uses_exist(self) -> None:
+        for page in ("CONTRIBUTING.md", "SECURITY.md"):
+            for name in re.findall(r"`(_[A-Za-z][\w.]*)", (ROOT / page).read_text()):
+                with self.subTest(page, name=name):
+                    self.assertTrue(functools.reduce(getattr, name.split("."), sidecar_init))
 
     def test_links_lead_somewhere(self) -> None:
         for page in PAGES:

@@ -60,22 +60,36 @@ def assigned(function: ast.AST, name: str) -> Iterator[ast.AST]:
 
 
 def recorded_events() -> dict[str, set[str]]:
-    """What the module passes to `record` and `tell`: each event with the names of its details."""
+    """What is passed to `record`, or to a method that passes it on: each event with the names of its details."""
+    functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
+    recorders, others = {"record"}, set()
+    for function in functions:
+        parameters = {argument.arg for argument in function.args.args}
+        for call in calls(function, {"record"}):
+            if isinstance(call.args[0], ast.Name) and call.args[0].id in parameters:
+                recorders.add(function.name)
+                others |= {argument.arg for argument in function.args.kwonlyargs}
     events: dict[str, set[str]] = {}
-    for function in [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]:
-        for call in ast.walk(function):
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
-                continue
-            if call.func.attr not in ("record", "tell") or not call.args:
-                continue
+    for function in functions:
+        for call in calls(function, recorders):
             event = call.args[0]
             values = assigned(function, event.id) if isinstance(event, ast.Name) else [event]
-            names = [part for value in values for part in branches(value)]
-            for name in names:
+            for name in [part for value in values for part in branches(value)]:
                 if isinstance(name, ast.Constant):
-                    details = {keyword.arg for keyword in call.keywords if keyword.arg} - {"then", "refuses"}
+                    details = {keyword.arg for keyword in call.keywords if keyword.arg} - others
                     events.setdefault(str(name.value), set()).update(details)
     return events
+
+
+def calls(function: ast.AST, methods: set[str]) -> Iterator[ast.Call]:
+    for node in ast.walk(function):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in methods
+            and node.args
+        ):
+            yield node
 
 
 def branches(value: ast.AST) -> list[ast.expr | ast.AST]:
