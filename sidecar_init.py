@@ -20,10 +20,6 @@ Signals to PID 1:
     HUP, USR1   what [signals] in the table says: forward it to a daemon, or restart one in place
     USR2        write status.json (the heartbeat that `health` asks for)
     34+n        restart the daemon in row n of the table, counting from 0
-
-Exit status: that of the essential daemon that ended the container; otherwise the worst of the daemons that failed on
-their own and were not restarted, as a shell reports it (n, 128 + signal, 127 not found, 126 not executable); otherwise
-the worst of those that the shutdown stopped. A wrong command line or table: 2. A command that cannot answer: 1.
 """
 
 from __future__ import annotations
@@ -209,10 +205,11 @@ class _Supervisor:
         """Start the daemons that need not wait for others; returns when they are executed, or after 1 s."""
         self._begin()
         deadline = time.monotonic() + 1
-        while any(one.is_about_to_run for one in self._daemons) and time.monotonic() < deadline:
-            self._meet_deadlines()
+        while self._meet_deadlines() or any(not one.history.starts and one.state == _STARTING for one in self._daemons):
             self._sleep(min(self._time_to_next_deadline(), _POLL_INTERVAL))
             self._launcher.reports.take_turns()
+            if time.monotonic() > deadline:
+                break
         self._log.flush()
 
     def tick(self, timeout: float = 0.0) -> bool:
@@ -251,24 +248,26 @@ class _Supervisor:
 
     def forward_signal(self, sig: int, name: str) -> bool:
         """Signal the daemon's own process. True if a live child was signalled."""
-        if problem := self._why_not(name):
-            self._log.say(f"{_signal_name(sig)} for {name} dropped: {problem}")
-            return False
-        return self._by_name[name].forward(sig)
+        daemon = self._find(name, f"{_signal_name(sig)} for {name} dropped")
+        return daemon is not None and daemon.forward(sig)
 
     def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
         """Restart in place and wait for the exec. False: unknown name, shutting down, or refused by check or start.
 
         The table's `stop.grace` applies unless another `grace` than the default is given.
         """
-        if not self._restart(name, None if grace == _RESTART_GRACE_SECONDS else grace):
+        daemon = self._restart(name, None if grace == _RESTART_GRACE_SECONDS else grace)
+        if not daemon:
             return False
-        history = self._by_name[name].history
+        history = daemon.history
         while history.answered < history.asked and not self._shutdown:
             self.tick(min(self._time_to_next_deadline(), _POLL_INTERVAL))
         return history.answered == history.asked and not history.is_refused
 
     def exit_code(self) -> int:
+        """The status of the essential daemon that ended the container; otherwise the worst of those that failed on
+        their own and were not restarted; otherwise the worst of those that the shutdown stopped.
+        """
         worst = max((daemon.history.outcome for daemon in self._daemons), default=(0, 0, 0))
         return worst[-1] if self._fatal_status is None else self._fatal_status
 
@@ -347,18 +346,17 @@ class _Supervisor:
         elif action == "restart":
             self._restart(target)
 
-    def _restart(self, name: str, grace: float | None = None) -> bool:
-        if problem := self._why_not(name):
-            self._log.say(f"cannot restart {name}: {problem}")
-        else:
-            self._by_name[name].restart(grace)
-        return not problem
+    def _restart(self, name: str, grace: float | None = None) -> _Daemon | None:
+        if daemon := self._find(name, f"cannot restart {name}"):
+            daemon.restart(grace)
+        return daemon
 
-    def _why_not(self, name: str) -> str:
-        """Why this daemon cannot take a request; empty if it can."""
-        if self._shutdown:
-            return "the supervisor is shutting down"
-        return "" if name in self._by_name else "it is not selected"
+    def _find(self, name: str, refusal: str) -> _Daemon | None:
+        """The daemon; None if it cannot take a request, which is then logged."""
+        if not self._shutdown and name in self._by_name:
+            return self._by_name[name]
+        self._log.say(f"{refusal}: {'the supervisor is shutting down' if self._shutdown else 'it is not selected'}")
+        return None
 
     def _time_to_next_deadline(self) -> float:
         deadline = min((daemon.deadline for daemon in self._daemons), default=_NEVER)
@@ -672,11 +670,6 @@ class _Daemon:
         self.history.exited(process, delay, self.output.lines.last_lines, self._launcher.oom)
 
     @property
-    def is_about_to_run(self) -> bool:
-        is_next = self.state == _STARTING or (self.state == _WAITING and not self.history.reason)
-        return is_next and not self.history.starts
-
-    @property
     def can_become_ready(self) -> bool:
         """Whether others wait for it. A daemon after a oneshot waits even if the oneshot has failed."""
         return not self.history.was_ready and (self.spec.oneshot or self.state not in _ENDED)
@@ -940,17 +933,13 @@ class _State:
         except OSError as error:
             remedy = "set SIDECAR_INIT_STATE_DIR to another directory"
             log.say(f"cannot keep status and events in {directory}: {error.strerror}; {remedy}")
+        names = {"SIDECAR_STATUS_FILE": "status.json", "SIDECAR_EVENTS_FILE": "events.jsonl"}  # as daemons find them
+        self.environ = {variable: f"{directory}/{name}" for variable, name in names.items() if self._directory}
         self.is_stale = self.has_news = False  # the files are out of date; a waiting daemon may be able to go on
         self._events: list[str] = []
         self._stale: set[str] = set()
         self._described: dict[str, str] = {}
         self._is_failing = False
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """Variables that tell daemons where the files are."""
-        names = {"SIDECAR_STATUS_FILE": "status.json", "SIDECAR_EVENTS_FILE": "events.jsonl"}
-        return {key: f"{self._directory.path}/{name}" for key, name in names.items()} if self._directory else {}
 
     def touch(self, daemon: str | None = None) -> None:
         """Something visible has changed."""
