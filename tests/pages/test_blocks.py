@@ -72,6 +72,14 @@ class Blocks(unittest.TestCase):
                 with self.subTest(page, name=name):
                     self.assertTrue(functools.reduce(getattr, name.split("."), sidecar_init))
 
+    def test_fields_on_the_right_of_the_migration_tables_exist(self) -> None:
+        known = {*sidecar_init._FIELDS, "signal", "to", "grace"}
+        text = (ROOT / "docs" / "migrating.md").read_text()
+        right = " ".join(line.split(" | ", 1)[1] for line in text.splitlines() if " | " in line)
+        fields = set(re.findall(r"[`{,] ?(\w+) = ", right))
+        self.assertGreaterEqual(len(fields), 10)
+        self.assertLessEqual(fields, known)
+
     def test_links_lead_somewhere(self) -> None:
         for page in PAGES:
             for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
