@@ -80,6 +80,7 @@ case $log in
     *) fail "use EGRESS_LOG: it is neither all nor refused" ;;
 esac
 
+# Where pipelock does not run, its port is closed and nothing passes: going around it is for the operator to choose.
 case $proxy in
     '')
         mode=regular
@@ -87,15 +88,6 @@ case $proxy in
         ;;
     http://?* | https://?*) mode=upstream:$proxy ;;
     *) fail "use EGRESS_UPSTREAM_PROXY: not an http:// or https:// URL" ;;
-esac
-
-# Without pipelock its port is closed. Going around it is for the operator to choose, never a fallback.
-daemons=${BOT_BOTTLE_SIDECAR_DAEMONS-${CLAUDE_BOTTLE_SIDECAR_DAEMONS-${SIDECAR_INIT_DAEMONS-}}}
-daemons=$(printf %s "$daemons" | tr -d '[:space:]')
-case ${EGRESS_UPSTREAM_PROXY+set},$daemons, in
-    set,* | ,, | *,pipelock,*) ;;
-    *) echo "egress: pipelock is not among the daemons and EGRESS_UPSTREAM_PROXY is unset: every request will be" \
-        "answered with 502; add pipelock, or set EGRESS_UPSTREAM_PROXY to another proxy or to nothing" ;;
 esac
 
 unset SSLKEYLOGFILE MITMPROXY_SSLKEYLOGFILE

@@ -2604,12 +2604,15 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
 
 
 def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
-    """Unknown names, and secrets that are set and cannot be kept from a daemon with the uid of their owner."""
+    """Unknown names, an egress without its proxy, and secrets that cannot be kept from a daemon that is not theirs."""
     accounts = _read_accounts() if os.geteuid() == 0 else {}
     found = {spec.name: _find_account(spec.user or "", accounts) if os.geteuid() == 0 else None for spec in specs}
     uids = {name: account.uid if account else os.geteuid() for name, account in found.items()}
-    unknown = set(_requested_names(os.environ) or ()) - {spec.name for spec in _DAEMONS}
-    warnings = [f"there is no daemon {name}; ignored" for name in unknown]
+    known = {spec.name for spec in _DAEMONS}
+    warnings = [f"there is no daemon {name}; ignored" for name in set(_requested_names(os.environ) or ()) - known]
+    if "egress" in uids and "pipelock" in known - uids.keys() and "EGRESS_UPSTREAM_PROXY" not in os.environ:
+        way = "select pipelock, or set EGRESS_UPSTREAM_PROXY to another proxy, or to nothing for none"
+        warnings.append(f"egress will answer every request with 502: pipelock is not selected; {way}")
     for prefix, owners in _SECRETS.items():
         for owner in owners if any(key.startswith(prefix) for key in os.environ) else ():
             for other in uids.keys() - owners if owner in uids else ():

@@ -914,6 +914,22 @@ class Plan(CommandTest):
         self.assertEqual((code, lines[-1]), (0, "ok"))
         self.assertIn("- (not web: not root)", lines[1])
 
+    def test_an_egress_without_its_proxy_is_told_with_the_ways_out(self) -> None:
+        self.table.write_text(
+            "".join(f'[[daemon]]\nname = "{name}"\nargv = ["sh"]\n' for name in ("egress", "pipelock"))
+        )
+        self.assertEqual(self.plan()[1][-1], "ok")
+        os.environ["BOT_BOTTLE_SIDECAR_DAEMONS"] = "egress"
+        code, lines = self.plan()
+        self.assertEqual(code, 1)
+        self.assertRegex(lines[-1], "every request with 502: pipelock is not selected; .*EGRESS_UPSTREAM_PROXY")
+        for proxy in ("http://proxy.test:3128", ""):
+            os.environ["EGRESS_UPSTREAM_PROXY"] = proxy
+            self.assertEqual(self.plan()[1][-1], "ok")
+        del os.environ["EGRESS_UPSTREAM_PROXY"]
+        os.environ["BOT_BOTTLE_SIDECAR_DAEMONS"] = "pipelock"
+        self.assertEqual(self.plan()[1][-1], "ok")
+
     def test_a_secret_in_a_command_is_redacted(self) -> None:
         os.environ["API_KEY_A"] = "hush-hush"
         self.table.write_text('[[daemon]]\nname = "db"\nargv = ["sleep", "hush-hush"]\n[secrets]\nAPI_KEY_ = "db"\n')
