@@ -303,8 +303,8 @@ class _Supervisor:
             time.sleep(_PAUSE_SECONDS)  # a daemon that writes line by line would wake PID 1 for each line
         poll = select.poll()
         poll.register(self._launcher.reports.fd, select.POLLIN)
-        for fd, what in self._inbox.wanted if self._inbox else ():
-            poll.register(fd, what)
+        if self._inbox:
+            poll.register(self._inbox.fd, select.POLLIN)
         if self._log.has_room():
             poll.register(self._pipes.fd, select.POLLIN)
         if self._log.backlog:
@@ -466,7 +466,7 @@ class _Daemon:
         """Signal its own process. True if that was possible."""
         process, problem = self.process, "it is not running"
         if process and self.state in _LIVE and process.is_executed and process.poll() is None:
-            problem = process.try_signal(number)
+            problem = process.signal(number)
         self.history.forwarded(number, problem)
         return not problem
 
@@ -895,7 +895,6 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.wanted = [(self.fd, select.POLLIN)]
 
     def open(self, rows: int) -> None:
         """Called once by the program, before the first child."""
@@ -905,19 +904,16 @@ class _Inbox:
                 signal.signal(number, _record_signal)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.write(self._wake, b"!")  # some may have been recorded before
-        self.wanted += [(fd, 0) for fd in _open_terminal()] if os.getpid() != 1 else []
 
     def take(self, readable: Sequence[int]) -> list[int]:
-        """The signals since the last time, each once, in order. A terminal that has gone away counts as TERM."""
-        if self.fd in readable:
-            os.read(self.fd, _READ_SIZE)
-        taken = list(_recorded_signals) if self.fd in readable else []
+        """The signals since the last time, each once, in order."""
+        if self.fd not in readable:
+            return []
+        os.read(self.fd, _READ_SIZE)
+        taken = list(_recorded_signals)
         for number in taken:  # one that comes again before this is merged with it: nothing has been done for it yet
             del _recorded_signals[number]
-        if self.wanted[-1][0] not in readable or len(self.wanted) < 2:
-            return taken
-        self.wanted.pop()
-        return [signal.SIGTERM, *taken]  # before the HUP that comes with it, which is then dropped
+        return taken
 
 
 # -- state files and events --------------------------------------------------------------------------------------------
@@ -1011,9 +1007,7 @@ class _Process:
                 pass  # an old kernel, or no descriptor left: its group is signalled by its ID
 
     def close(self) -> None:
-        for fd in (self._pidfd, self.report):
-            if fd >= 0:
-                os.close(fd)
+        _close(self._pidfd, self.report)
         self._pidfd = self.report = -1
 
     __del__ = close
@@ -1041,15 +1035,10 @@ class _Process:
                 self.returncode = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         return self.returncode
 
-    def signal(self, number: int) -> None:
-        """Signal the process itself; raises OSError."""
-        if not self._signal_by_pidfd(number, 0) and self.returncode is None:
-            os.kill(self.pid, number)
-
-    def try_signal(self, number: int) -> str:
-        """The reason why that is not possible; empty if it was delivered."""
+    def signal(self, number: int) -> str:
+        """Signal the process itself. Returns why that is not possible; nothing if it was delivered."""
         try:
-            self.signal(number)
+            self._send(number, 0)
         except OSError as error:
             return str(error.strerror)
         return ""
@@ -1057,8 +1046,8 @@ class _Process:
     def signal_group(self, number: int) -> bool:
         """Signal all processes of its group. False if there are none; from then on nothing is signalled."""
         try:
-            if not self.is_gone and not self._signal_by_pidfd(number, _PIDFD_SIGNAL_PROCESS_GROUP):
-                os.killpg(self.pid, number)
+            if not self.is_gone:
+                self._send(number, _PIDFD_SIGNAL_PROCESS_GROUP)
         except ProcessLookupError:
             if self.returncode is None:
                 self.signal(number)  # forked a moment ago, it has no group yet
@@ -1069,24 +1058,23 @@ class _Process:
             self.is_out_of_reach = True
         return not self.is_gone
 
-    def _signal_by_pidfd(self, number: int, flags: int) -> bool:
-        """False if the kernel cannot do that: before Linux 6.9 for a group, or because a filter forbids it."""
+    def _send(self, number: int, flags: int) -> None:
         try:
             if self._pidfd >= 0:
                 signal.pidfd_send_signal(self._pidfd, number, None, flags)
+                return
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
-                raise
-            return False
-        return self._pidfd >= 0
+                raise  # else: before Linux 6.9 for a group, or a filter forbids it
+        if flags:
+            os.killpg(self.pid, number)
+        elif self.returncode is None:
+            os.kill(self.pid, number)
 
     def stop(self, number: int, to: str) -> None:
         self.stopped_by = number
-        try:
-            for each in (number, signal.SIGCONT):  # one that is suspended takes its signal when it continues
-                self.signal(each) if to == "leader" else self.signal_group(each)
-        except (PermissionError, ProcessLookupError):
-            pass
+        for each in (number, signal.SIGCONT):  # one that is suspended takes its signal when it continues
+            self.signal(each) if to == "leader" else self.signal_group(each)
 
     def kill(self) -> None:
         if self.returncode is None:
@@ -1993,14 +1981,6 @@ def _write_if_ready(fd: int, data: bytearray) -> int:
     if not poll.poll(0):
         raise BlockingIOError
     return os.write(fd, data[:4096])
-
-
-def _open_terminal() -> list[int]:
-    """The controlling terminal, to see that it goes away; none if there is none."""
-    try:
-        return [os.open("/dev/tty", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)]
-    except OSError:
-        return []
 
 
 class _Directory:

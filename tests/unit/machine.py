@@ -160,9 +160,8 @@ class Process(_Process):
             self.returncode = self._system.exit_status(self.pid)
         return self.returncode
 
-    def _signal_by_pidfd(self, number: int, flags: int) -> bool:
+    def _send(self, number: int, flags: int) -> None:
         (self._system.signal_group if flags else self._system.signal)(self.pid, number)
-        return True
 
 
 class Ports(_Ports):
