@@ -115,7 +115,10 @@ class TerminalTest(NamespaceTestCase):
             os.close(slave)
             os.close(master)
             bundle.wait_for(b"[egress] SIGHUP\n")
-            self.assertNotIn(b"shutting down", bundle.log)
+            [supervisor] = outer.running_commands("module.main")
+            os.kill(supervisor.pid, SIGTERM)
+            bundle.wait_for(b"sidecar-init: exiting with status 0\n")
+            self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGHUP", b"SIGTERM"])
 
 
 class HupTest(NamespaceTestCase):
