@@ -2501,7 +2501,7 @@ def _events(options: Namespace) -> int:
     if not lines and not options.follow:
         raise _Refusal("cannot find events: no supervisor has written any")
     for text in show(lines)[-int(options.n) :] if options.n else []:
-        print(text)
+        print(text, flush=options.follow)
     reader = select.poll()
     reader.register(1, 0)  # tells only that the reader has left
     while options.follow and not reader.poll(200):
@@ -2511,53 +2511,46 @@ def _events(options: Namespace) -> int:
     return 0
 
 
-def _reload(what: str, name: str, verb: str, number: int, timeout: float) -> int:
-    """Send the signal that forwards one to a daemon, or restarts it; wait until its status says how it went."""
-    before, deadline = _row_of(_send(number), name), time.monotonic() + timeout
+def _reload(options: Namespace) -> int:
+    """apply and restart: send the signal that does it, and wait until the daemon's status says how it went."""
+    name, command, deadline = options.name, options.command, time.monotonic() + options.timeout
 
     def rows(until: float = deadline) -> Iterator[dict[str, Any]]:
         for status in _statuses(until):
             if status["state"] != "running":
-                raise _Refusal(f"cannot {what} {name}: the supervisor is {status['state']}")
+                raise _Refusal(f"cannot {command} {name}: the supervisor is {status['state']}")
             yield _row_of(status, name)
 
+    own_signal, actions = next(rows())["signal"], _read_status()["signals"].items()
+    signals = [(verb, target, getattr(signal, f"SIG{sig}")) for sig, do in actions for verb, target in do.items()]
+    ways = [("restart", name, own_signal)] if command == "restart" else sorted(signals)  # forward comes first
+    verb, _, number = next((way for way in ways if way[1] == name), ("", "", None))
+    if not verb:
+        reloaded = ", ".join(target for _, target, _ in signals) or "no daemon"
+        raise _Refusal(f"cannot apply {name}: the table's signals reload {reloaded}; try restart")
+    if number is None:
+        raise _Refusal(f"cannot restart {name}: its row has no signal, which only the first 31 rows can have")
+    before = _row_of(_send(number), name)
     row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), None)
     if row is None:
-        raise _Refusal(f"cannot {what} {name}: the supervisor has not answered after {timeout:g} s; see its log")
+        why = f"the supervisor has not answered after {options.timeout:g} s; see its log"
+        raise _Refusal(f"cannot {command} {name}: {why}")
     if row["refused"]:
         raise _Refusal(row["answer"])
     if verb == "forward":
         for gone in rows(min(deadline, time.monotonic() + 0.3)):  # what has no handler for the signal exits at once
             if gone["pid"] != before["pid"]:
-                delivered = f"{_signal_name(number)} was delivered, and it {gone['last_exit']}"
-                raise _Refusal(f"cannot {what} {name}: {delivered}; see its log")
+                why = f"{_signal_name(number)} was delivered, and it {gone['last_exit']}; see its log"
+                raise _Refusal(f"cannot apply {name}: {why}")
         print(_one_line(row["answer"]))
         return 0
     settled = (_EXITED, _FAILED, _STOPPED, _BACKOFF)
     row = next((row for row in rows() if row["ready"] or row["state"] in settled), None)
     if row is None or not row["ready"]:
-        why = row["reason"] or f"is {row['state']}" if row else f"is not ready after {timeout:g} s"
+        why = row["reason"] or f"is {row['state']}" if row else f"is not ready after {options.timeout:g} s"
         raise _Refusal(f"cannot confirm that {name} is ready: it was restarted, but {why}; see its log")
     print(f"{name} restarted and ready" + (f" (pid {row['pid']})" if row["pid"] else ""))
     return 0
-
-
-def _apply(options: Namespace) -> int:
-    status, name = _read_status(), options.name
-    _row_of(status, name)
-    ways = [(verb, target, sig) for sig, action in status["signals"].items() for verb, target in action.items()]
-    for verb, target, sig in sorted(ways):  # forward before restart
-        if target == name:
-            return _reload("apply", name, verb, getattr(signal, f"SIG{sig}"), options.timeout)
-    reloaded = ", ".join(target for _, target, _ in ways) or "no daemon"
-    raise _Refusal(f"cannot apply {name}: the table's signals reload {reloaded}; try restart")
-
-
-def _restart(options: Namespace) -> int:
-    number = _row_of(_read_status(), options.name)["signal"]
-    if number is None:
-        raise _Refusal(f"cannot restart {options.name}: its row has no signal, which only the first 31 rows can have")
-    return _reload("restart", options.name, "restart", number, options.timeout)
 
 
 # -- commands that need no supervisor ----------------------------------------------------------------------------------
@@ -2661,7 +2654,7 @@ def _bake(options: Namespace) -> int:
             os.unlink(new)
         what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
         raise _Refusal(f"cannot bake {out}: {what}; name a file that you may write to") from None
-    print(f"{out} has the table of {_names()}")
+    print(f"{out} has the table of {', '.join(spec.name for spec in _DAEMONS)}")
     return 0
 
 
@@ -2739,35 +2732,29 @@ def _command_line(words: list[str]) -> tuple[Callable[[Namespace], int], Namespa
         "status": (_status, "show the daemons", ["names", "--json"]),
         "health": (_health, "exit 0 if every daemon is ready; else 1, with the reason", []),
         "events": (_events, "show the last events", ["names", "-n", "--follow -f", "--json"]),
-        "apply": (_apply, "reload a daemon by its signal, and wait until it has worked", ["name", "--timeout"]),
-        "restart": (_restart, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
+        "apply": (_reload, "reload a daemon by its signal, and wait until it has worked", ["name", "--timeout"]),
+        "restart": (_reload, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
         "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
     }
-    parser = Parser(description="PID 1 of a container that runs several daemons. Without a command: supervise.")
+    names = ", ".join(spec.name for spec in _DAEMONS)
+    version = f"sidecar-init {__version__}" + ("" if _BAKED is None else f", baked with the table of {names}")
+    what = "PID 1 of a container that runs several daemons. Without a command: supervise."
+    parser = Parser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", **arguments["--table"])
-    parser.add_argument("--version", action="store_true", help="show the version, and what is baked in")
+    parser.add_argument("--version", action="version", version=version, help="show the version, and what is baked in")
     places = parser.add_subparsers(title="commands", metavar="[COMMAND]", dest="command")
     for name, (_, what, its_arguments) in commands.items():
         place = places.add_parser(name, help=what, description=what)
         for argument in its_arguments:
             place.add_argument(*argument.split(), **arguments[argument])
     options = parser.parse_args(words)
-    if options.command is None and not options.version:
+    if options.command is None:
         parser.error("a command is missing")
     if "table" in options:
         if options.command not in ("plan", "bake"):
             parser.error("--table goes alone, or with plan or bake")
         _use_table(options.table)
-    return _version if options.version else commands[options.command][0], options
-
-
-def _version(_: Namespace) -> int:
-    print(f"sidecar-init {__version__}" + ("" if _BAKED is None else f", baked with the table of {_names()}"))
-    return 0
-
-
-def _names() -> str:
-    return ", ".join(spec.name for spec in _DAEMONS)
+    return commands[options.command][0], options
 
 
 def _answer(command: Callable[[Namespace], int], options: Namespace) -> int:
