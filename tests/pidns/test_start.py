@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import subprocess
 from pathlib import Path
 from signal import SIGHUP, SIGTERM
 
@@ -28,8 +29,17 @@ MANY = 500
 
 class FirstMomentTest(NamespaceTestCase):
     def test_a_term_is_not_lost_as_soon_as_there_is_a_handler_for_it(self) -> None:
-        for turn in range(10):
-            with self.subTest(turn), Bundle([daemon("a", *SLEEP), daemon("b", *SLEEP)], as_file=True) as bundle:
+        for turn in range(12):
+            bundle = Bundle([daemon("a", *SLEEP), daemon("b", *SLEEP)], as_file=True)
+            form = ("--table FILE", "--table=FILE", "baked")[turn % 3]
+            if form == "baked":
+                baked = bundle.directory / "baked.pyc"
+                told = subprocess.run([*bundle.argv[:-2], "bake", *bundle.argv[-2:], baked], capture_output=True)
+                self.assertEqual((told.returncode, told.stderr), (0, b""))
+                bundle.argv = [*PYTHON, str(baked)]
+            elif form == "--table=FILE":
+                bundle.argv[-2:] = ["=".join(bundle.argv[-2:])]
+            with self.subTest(form, turn=turn), bundle:
                 with open(f"/proc/{bundle.pid1}/status", "rb") as status:
                     # Read without a pause: the earliest moment is what is tested.
                     while not self._catches(os.pread(status.fileno(), 4096, 0), SIGTERM):

@@ -824,6 +824,27 @@ class RealProgram(CommandTest):
         self.assertNotIn("[redacted", json.dumps(status).replace("answer", ""))
 
 
+class End(CommandTest):
+    def test_the_program_frees_nothing_and_a_caller_of_main_goes_on(self) -> None:
+        as_program = "runpy.run_path(path, run_name='__main__')"
+        as_function = "sys.exit(runpy.run_path(path)['main']())"
+        for run, goes_on in ((as_program, False), (as_function, True)):
+            script = f"import atexit, runpy, sys; path = sys.argv.pop(1); atexit.register(print, 'freed'); {run}"
+            command = [sys.executable, "-ISBc", script, str(MODULE)]
+            self.use_environment(SIDECAR_INIT_DAEMONS=",", BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.path))
+            for arguments, code, line in (
+                ([], 0, "sidecar-init: no daemons selected; nothing to do"),
+                (["plan"], 0, "no daemons selected; nothing to do"),
+                (["--version"], 0, f"sidecar-init {sidecar_init.__version__}"),
+                (["health"], 1, f"cannot find a supervisor: there is no {self.path}/status.json"),
+            ):
+                with self.subTest(run, arguments=arguments):
+                    ended = subprocess.run([*command, *arguments], capture_output=True, text=True)
+                    self.assertEqual((ended.returncode, (ended.stderr + ended.stdout).splitlines()[0]), (code, line))
+                    if arguments != ["--version"]:  # argparse raises SystemExit
+                        self.assertEqual("freed" in ended.stdout, goes_on)
+
+
 class Plan(CommandTest):
     def setUp(self) -> None:
         super().setUp()

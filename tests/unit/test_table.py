@@ -231,6 +231,43 @@ class Mistakes(TableTest):
         self.assertEqual(self.refusal(str(self.path), "plan"), "No such file or directory")
 
 
+class Parser(TableTest):
+    """A child parses the file: what that takes, and what becomes of it, does not concern PID 1."""
+
+    def test_one_that_is_killed_is_told(self) -> None:
+        self.patch("_parse_table", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        self.assertEqual(
+            self.refusal(str(self.path)), "its parser was killed; the table may be too large for the memory"
+        )
+
+    def run_main(self, before: str = "") -> subprocess.CompletedProcess[str]:
+        """The supervisor over the table; then it prints its modules, and whether it has a child."""
+        script = (
+            f"import os, resource, sys; sys.path.insert(0, {str(ROOT)!r}); import sidecar_init\n{before}\n"
+            f"code = sidecar_init.main(['--table', {str(self.path)!r}])\n"
+            "print('\\n', *sys.modules)\n"
+            "try: print('a child', os.waitpid(-1, 0))\n"
+            "except ChildProcessError: print('no child')\n"
+            "sys.exit(code)"
+        )
+        return subprocess.run([sys.executable, "-ISBc", script], capture_output=True, text=True)
+
+    def test_its_modules_and_its_process_are_gone_when_the_daemons_run(self) -> None:
+        self.path.write_text('[[daemon]]\nname = "quick"\nargv = ["sh", "-c", "exit 3"]\n')
+        ended = self.run_main()
+        self.assertEqual((ended.returncode, ended.stderr), (3, ""))
+        self.assertIn("quick exited with status 3", ended.stdout)
+        *_, modules, child = ended.stdout.splitlines()
+        self.assertEqual(set(modules.split()) & {"argparse", "re", "graphlib", "tomllib", "typing"}, set())
+        self.assertEqual(child, "no child")
+
+    def test_a_table_that_does_not_fit_the_memory_is_refused_in_one_line(self) -> None:
+        self.path.write_text(GOOD + f"env = {{ A = '{'x' * (64 << 20)}' }}\n")
+        ended = self.run_main(before="resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))")
+        self.assertEqual((ended.returncode, ended.stdout.splitlines()[-1]), (2, "no child"))
+        self.assertEqual(ended.stderr, f"cannot use table {self.path}: it is too large for the memory\n")
+
+
 class Right(TableTest):
     def test_the_example_of_the_design_is_used(self) -> None:
         self.path.write_text(DESIGNED)
