@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     # A part of a story yields the state it waits in, and receives a stop order if a restart was requested.
     _Part: TypeAlias = Generator[str, "_StopOrder | None", _T]
+    _Clock: TypeAlias = Callable[[], float]
     _Pause: TypeAlias = tuple[str, float]  # the state between two processes, and when it ends
 else:
     import _signal as signal  # the same functions; the enums of `signal` would cost every start 5 ms and 1 MB
@@ -176,7 +177,7 @@ class _Supervisor:
     """All daemons and the loop."""
 
     def __init__(
-        self, specs: Sequence[_DaemonSpec], *, clock: Callable[[], float] = time.monotonic, log: _Log | None = None,
+        self, specs: Sequence[_DaemonSpec], *, clock: _Clock = time.monotonic, log: _Log | None = None,
         state: _State | None = None, inbox: _Inbox | None = None,
     ) -> None:  # fmt: skip
         self.specs = list(specs)
@@ -432,10 +433,7 @@ class _Daemon:
     requested (what `yield` returns); so it cannot miss an event, or get one in a state that cannot take it.
     """
 
-    def __init__(
-        self, spec: _DaemonSpec, clock: Callable[[], float], launcher: _Launcher, log: _Log, state: _State,
-        pipes: _Watch,
-    ) -> None:  # fmt: skip
+    def __init__(self, spec: _DaemonSpec, clock: _Clock, launcher: _Launcher, log: _Log, state: _State, pipes: _Watch):
         self.spec, self.clock, self._launcher, self._log = spec, clock, launcher, log
         self.state, self.deadline = _WAITING, _NEVER
         self.process: _Process | None = None
@@ -779,7 +777,7 @@ class _Log:
 class _Launcher:
     """Starts commands. What needs a path, a service or a library is opened once, before the first child."""
 
-    def __init__(self, specs: Sequence[_DaemonSpec], log: _Log, state: _State, clock: Callable[[], float]) -> None:
+    def __init__(self, specs: Sequence[_DaemonSpec], log: _Log, state: _State, clock: _Clock) -> None:
         self._clock, self._log, self._kernel, self._accounts = clock, log, _Kernel(), _read_accounts()
         self.may_restart = _setting(os.environ, "RESTART") != "never"
         self._null, self._proc = _open_null_device(), _open_proc()
@@ -1173,8 +1171,8 @@ class _Readiness:
 class _History:
     """What is remembered of a daemon beyond one process, and how people and tools are told of it."""
 
-    def __init__(self, spec: _DaemonSpec, clock: Callable[[], float], log: _Log, state: _State) -> None:
-        self._spec, self._clock, self._log, self._state = spec, clock, log, state
+    def __init__(self, spec: _DaemonSpec, clock: _Clock, log: _Log, state: _State) -> None:
+        self._spec, self._name, self._clock, self._log, self._state = spec, spec.name, clock, log, state
         self._pid: int | None = None
         self.starts = 0
         self.exits = self.failed_starts = 0  # in a row
@@ -1190,13 +1188,13 @@ class _History:
         return self.exits >= _CRASH_LOOP_EXITS
 
     def touch(self) -> None:
-        self._state.touch(self._spec.name)
+        self._state.touch(self._name)
 
     def report(self, event: str, text: str, *, then: str = "", refuses: bool | None = None, **more: object) -> None:
         """Log the text and record the event. With `refuses`, the text answers all requests since the last answer."""
         if text:
             self._log.say(f"{text}; {then}" if then else text)
-        self._state.record(event, self._spec.name, self._pid, **more)
+        self._state.record(event, self._name, self._pid, **more)
         if refuses is not None:
             self.answer(text, is_refused=refuses)
 
@@ -1205,7 +1203,7 @@ class _History:
         reason = self._log.redact_text(reason)
         if reason != self.reason:
             self.reason = reason
-            self._log.say(f"{self._spec.name} {reason}")
+            self._log.say(f"{self._name} {reason}")
             self.touch()
 
     def ask(self) -> None:
@@ -1219,30 +1217,30 @@ class _History:
 
     def accept(self) -> None:
         self.exits = self.failed_starts = 0
-        self.report("restarting", f"restarting {self._spec.name}")
+        self.report("restarting", f"restarting {self._name}")
 
     def refuse(self, problem: str) -> None:
         problem = self._log.redact_text(problem)
-        what = f"cannot restart {self._spec.name}: {problem}"
+        what = f"cannot restart {self._name}: {problem}"
         self.report("refused", what, then="nothing was changed", refuses=True, reason=problem)
 
     def forwarded(self, number: int, problem: str) -> None:
-        name, target = _signal_name(number), self._spec.name
-        what = f"{name} for {target} dropped: {problem}" if problem else f"{name} delivered to {target}"
+        sent = _signal_name(number)
+        what = f"{sent} for {self._name} dropped: {problem}" if problem else f"{sent} delivered to {self._name}"
         self.ask()
-        self.report("signal", what, refuses=bool(problem), signal=name, forwarded=not problem, reason=problem or None)
+        self.report("signal", what, refuses=bool(problem), signal=sent, forwarded=not problem, reason=problem or None)
 
     def started(self, process: _Process, is_asked: bool) -> None:
         self._pid = process.pid
         self.starts += 1
         self.failed_starts, self.outcome, self.reason = 0, (0, 0, 0), ""
         event = "restarted" if is_asked and self.starts > 1 else "started"
-        self.report(event, f"{self._spec.name} {event} (pid {process.pid})", refuses=False)
+        self.report(event, f"{self._name} {event} (pid {process.pid})", refuses=False)
 
     def not_started(self, problem: _CannotStart) -> float | None:
         """Returns the delay until the next try; None if there will be none."""
         self.reason = self._log.redact_text(str(problem))
-        event, what, delay = "failed", f"cannot start {self._spec.name}: {self.reason}", None
+        event, what, delay = "failed", f"cannot start {self._name}: {self.reason}", None
         then = "it stays down until a restart is requested"
         if problem.status is None:
             self.failed_starts += 1
@@ -1256,10 +1254,8 @@ class _History:
     def became_ready(self, process: _Process) -> None:
         process.is_ready = self.was_ready = True
         self.reason, uptime = "", self._clock() - process.started_at
-        is_news = self._spec.port or self._spec.ready
-        self.report(
-            "ready", f"{self._spec.name} ready after {uptime:.2f} s" if is_news else "", seconds=round(uptime, 3)
-        )
+        what = f"{self._name} ready after {uptime:.2f} s" if self._spec.port or self._spec.ready else ""
+        self.report("ready", what, seconds=round(uptime, 3))
 
     def steady_at(self, process: _Process) -> float:
         """When enough uptime ends a series of exits; never if there is none, or if it has ended just now."""
@@ -1277,7 +1273,7 @@ class _History:
         oom = counter.has_counted() if is_killed_by_others else False
         self.reason = self.last_exit = _exit_text(code) + (" (out of memory)" if oom else "")
         self.report(
-            "exited", f"{self._spec.name} {self.reason} after {uptime:.1f} s",
+            "exited", f"{self._name} {self.reason} after {uptime:.1f} s",
             then="" if delay is None else f"restarting in {delay:.1f} s",
             code=code if code >= 0 else None, signal=_signal_name(-code) if code < 0 else None, oom=oom,
             uptime=round(uptime, 3), restarts=max(self.starts - 1, 0), next_start_in=delay and round(delay, 3),
@@ -1294,10 +1290,10 @@ class _History:
         """The daemon's part of the status."""
         is_done = self._spec.oneshot and state == _EXITED and not self.outcome[-1]
         return {
-            "name": self._spec.name, "state": state, "reason": self.reason or None,
+            "name": self._name, "state": state, "reason": self.reason or None,
             "ready": bool(process and process.is_ready and (is_done or state in _LIVE)),
             "pid": process.pid if process and process.returncode is None else None,
-            "port": self._spec.port, "user": self._spec.user, "signal": _row_signal(self._spec.name),
+            "port": self._spec.port, "user": self._spec.user, "signal": _row_signal(self._name),
             "started_at": _timestamp(process.started_time) if process else None,
             "starts": self.starts, "restarts": max(self.starts - 1, 0), "last_exit": self.last_exit,
             "crash_looping": self.is_crash_looping,
