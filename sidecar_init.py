@@ -780,9 +780,8 @@ class _Launcher:
     def __init__(self, specs: Sequence[_DaemonSpec], log: _Log, state: _State, clock: _Clock) -> None:
         self._clock, self._log, self._kernel, self._accounts = clock, log, _Kernel(), _read_accounts()
         self.may_restart = _setting(os.environ, "RESTART") != "never"
-        self._null, self._proc = _open_null_device(), _open_proc()
-        self._inputs = _Inputs(specs, {**os.environ, **state.environ}, self._kernel, self._proc, log)
-        self._limits = _raise_descriptor_limit()
+        self._null, self._limits = _open_null_device(), _raise_descriptor_limit()
+        self._inputs = _Inputs(specs, {**os.environ, **state.environ}, self._kernel, log)
         self._to_reset = [sig for sig in signal.valid_signals() if signal.getsignal(sig) != signal.SIG_DFL]
         self.oom, self.ports, self.reports = _OomCounter(), _Ports(self._kernel), _Watch()
         self.children: dict[int, tuple[_Process, _Daemon]] = {}  # those that have not been reaped
@@ -791,6 +790,7 @@ class _Launcher:
     def guard(self) -> None:
         """Make PID 1's memory unreadable to daemons; adopt orphans."""
         self._kernel.prctl(_PR_SET_DUMPABLE, 0)
+        self._kernel.empty_environment_block()
         if os.getpid() != 1:
             self._kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -850,7 +850,7 @@ class _Launcher:
                 os.dup2(source, target)
             for number in self._to_reset:
                 signal.signal(number, signal.SIG_DFL)
-            _offer_to_oom_killer(self._proc)
+            _offer_to_oom_killer(self._kernel.proc)
             above = 3 + len(files)  # out of the way of each other
             report, *files = (
                 fd if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (report, *files)
@@ -1541,22 +1541,23 @@ class _Libc:
 
 
 class _Kernel:
-    """What only libc can ask of the kernel; loaded once, before the first fork."""
+    """What only libc or /proc can tell or do; opened once, before the first fork."""
 
     def __init__(self) -> None:
-        self._libc = _Libc()
-        with open("/proc/self/status") as status:  # before the first child
+        self._libc, self.proc = _Libc(), os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        with open("/proc/self/status") as status:
             sets = {line[:6]: int(line[8:], 16) for line in status if line.startswith("Cap")}
         self._bounding, self._permitted = sets["CapBnd"], sets["CapPrm"]
 
-    def _checked(self, result: int, what: str) -> int:
+    def _call(self, name: str, *arguments: Any) -> int:
+        result: int = getattr(self._libc, name)(*arguments)
         if result < 0:
             number = self._libc.get_errno()
-            raise OSError(number, os.strerror(number), what)
+            raise OSError(number, os.strerror(number), name)
         return result
 
     def prctl(self, option: int, argument: int, second: int = 0) -> None:
-        self._checked(self._libc.prctl(option, argument, second, 0, 0), "prctl")
+        self._call("prctl", option, argument, second, 0, 0)
 
     def has(self, capability: str) -> bool:
         return bool(self._bounding & self._permitted & 1 << _CAPABILITIES.index(capability))
@@ -1571,17 +1572,17 @@ class _Kernel:
         bits = sum(1 << _CAPABILITIES.index(one) for one in set(kept))
         ambient = () if os.geteuid() == 0 else kept
         halves = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in (bits, bits, bits if ambient else 0)]
-        self._checked(self._libc.capset(struct.pack("=II", 0x20080522, 0), struct.pack("=6I", *halves)), "capset")
+        self._call("capset", struct.pack("=II", 0x20080522, 0), struct.pack("=6I", *halves))
         for name in ambient:
             self.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAPABILITIES.index(name))
 
-    def as_user(self, uid: int | None, action: Callable[[], _T]) -> _T:
+    def as_user(self, uid: int | None, action: Callable[..., _T], *arguments: Any) -> _T:
         """Run `action` with this file system uid: what it makes belongs to that user."""
         if not uid or os.geteuid() != 0:
-            return action()
+            return action(*arguments)
         try:
             self._libc.setfsuid(uid)
-            return action()
+            return action(*arguments)
         finally:
             self._libc.setfsuid(0)
             self.prctl(_PR_SET_DUMPABLE, 0)  # the change may have made PID 1 dumpable
@@ -1589,9 +1590,8 @@ class _Kernel:
     def open_beneath(self, folder: int, name: str) -> int:
         """A handle of what has this name in or below the folder; nothing is opened for reading yet."""
         how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-        size = self._libc.word(len(how))
         try:
-            return self._checked(self._libc.syscall(437, folder, os.fsencode(name), how, size), name)  # openat2
+            return self._call("syscall", 437, folder, os.fsencode(name), how, self._libc.word(len(how)))  # openat2
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
                 error.strerror = "its link leads out of its folder"
@@ -1599,21 +1599,20 @@ class _Kernel:
                 raise
             return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)  # before Linux 5.6
 
-    def sealed(self, name: str, contents: bytes, uid: int | None) -> int:
-        """A file in memory that this user alone can read, and no one can change."""
+    def reopen(self, handle: int) -> int:
+        """For reading; without waiting for its owner, who may hold a lease on it."""
+        return os.open(f"self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.proc)
 
-        def create(flags: int = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) -> int:
-            try:
-                fd = os.memfd_create(name[:200], flags | _MFD_NOEXEC_SEAL)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                fd = os.memfd_create(name[:200], flags)  # before Linux 6.3
-            os.fchmod(fd, 0o400)
-            return fd
-
-        fd = self.as_user(uid, create)
+    @staticmethod
+    def seal(name: str, contents: bytes) -> int:
+        """A file in memory that its owner alone can read, and no one can change."""
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
+            fd = os.memfd_create(name[:200], flags | _MFD_NOEXEC_SEAL)
+        except OSError:
+            fd = os.memfd_create(name[:200], flags)  # before Linux 6.3
+        try:
+            os.fchmod(fd, 0o400)
             with open(fd, "wb", closefd=False) as file:
                 file.write(contents)
             os.lseek(fd, 0, os.SEEK_SET)
@@ -1624,7 +1623,7 @@ class _Kernel:
         return fd
 
     def netlink(self, protocol: int) -> int:
-        return self._checked(self._libc.socket(16, 3 | os.O_CLOEXEC, protocol), "netlink")
+        return self._call("socket", 16, 3 | os.O_CLOEXEC, protocol)
 
     def empty_environment_block(self) -> None:
         """Clear the memory that /proc/PID/environ shows; os.environ and an execve with an environment do without it."""
@@ -1699,10 +1698,8 @@ class _Inputs:
     opened before the first child, and taken only if no daemon can change it. Below it, nothing leads out again.
     """
 
-    def __init__(
-        self, specs: Sequence[_DaemonSpec], environ: Mapping[str, str], kernel: _Kernel, proc: int, log: _Log
-    ) -> None:
-        self._environ, self._kernel, self._proc, self._log = environ, kernel, proc, log
+    def __init__(self, specs: Sequence[_DaemonSpec], environ: Mapping[str, str], kernel: _Kernel, log: _Log) -> None:
+        self._environ, self._kernel, self._log = environ, kernel, log
         self._folders: dict[str, tuple[int, OSError | None]] = {}
         self._secrets: dict[str, bytes] = {}  # those that were read
         for spec in specs:
@@ -1713,17 +1710,14 @@ class _Inputs:
             for variable in secrets:
                 log.secrets.add(os.fsencode(variable), b"")  # its owner has one, even if nothing was read yet
 
-    def close(self) -> None:
-        _close(*(fd for fd, _ in self._folders.values()))
-
     def prepare(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], list[int]]:
         """Its environment, and descriptors for 3 and up; -1 if a file is missing."""
+        missing = ", ".join(name for name in spec.capabilities if not self._kernel.has(name))
         if spec.capabilities and os.geteuid() != 0:
             names = ", ".join(spec.capabilities)
             self._log.say_once(f"{spec.name} runs without {names}: only root can keep capabilities")
-        for name in spec.capabilities if os.geteuid() == 0 else ():
-            if not self._kernel.has(name):
-                raise _CannotStart(f"keep the capability {name}", reason="the container does not have it")
+        elif missing:
+            raise _CannotStart(f"keep {missing}", reason="the container does not have this capability")
         environ, secrets, files = self._wanted(spec, account)
         fds: list[int] = []
         path = variable = ""
@@ -1735,7 +1729,8 @@ class _Inputs:
             for number, (variable, path) in enumerate(files.items(), 3):
                 try:
                     contents = self._read(path, _FILE_LIMIT)
-                    fds.append(self._kernel.sealed(variable, contents, account.uid if account else None))
+                    uid = account.uid if account else None
+                    fds.append(self._kernel.as_user(uid, self._kernel.seal, variable, contents))
                     environ[variable] = f"/proc/self/fd/{number}"
                 except FileNotFoundError as error:
                     environ.pop(variable, None)
@@ -1780,7 +1775,7 @@ class _Inputs:
             fd, refusal = self._folders[folder]
             if refusal:
                 raise OSError(refusal.errno, refusal.strerror)
-            found = self._kernel.as_user(os.fstat(fd).st_uid, lambda: self._kernel.open_beneath(fd, name))
+            found = self._kernel.as_user(os.fstat(fd).st_uid, self._kernel.open_beneath, fd, name)
         else:
             found = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
@@ -1789,13 +1784,10 @@ class _Inputs:
                 is_link = stat.S_ISLNK(about.st_mode)
                 what = "a symlink, which needs openat2 (Linux 5.6)" if is_link else "not a regular file"
                 raise OSError(errno.EINVAL, f"it is {what}")
-            # O_NONBLOCK: its owner may hold a lease, and an open would wait for that.
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            file = self._kernel.as_user(about.st_uid, lambda: os.open(f"self/fd/{found}", flags, dir_fd=self._proc))
+            with open(self._kernel.as_user(about.st_uid, self._kernel.reopen, found), "rb") as file:
+                contents = file.read(limit + 1)
         finally:
             os.close(found)
-        with open(file, "rb") as reader:
-            contents = reader.read(limit + 1)
         if len(contents) > limit:
             raise OSError(errno.EFBIG, f"it has more than {limit >> 10} KiB")
         return contents
@@ -1818,10 +1810,6 @@ def _close(*fds: int) -> None:
     for fd in fds:
         if fd >= 0:
             os.close(fd)
-
-
-def _open_proc() -> int:
-    return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _open_null_device() -> int:
@@ -1931,23 +1919,20 @@ class _OomCounter:
     """How often the kernel's OOM killer has struck in our cgroup (version 2)."""
 
     def __init__(self) -> None:
-        self._fd = -1
+        self._fd, self._kills = -1, 0
         try:
             with open("/proc/self/cgroup") as memberships:
                 folder = "/sys/fs/cgroup" + "".join(line[3:-1] for line in memberships if line.startswith("0::"))
             self._fd = os.open(f"{folder}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            self.has_counted()
         except OSError:
             pass
-        self._kills = self._count()
 
     def has_counted(self) -> bool | None:
         """Whether it has struck since the last call; None if that cannot be known."""
-        before, self._kills = self._kills, self._count()
-        return None if self._fd < 0 else self._kills > before
-
-    def _count(self) -> int:
-        lines = os.pread(self._fd, 4096, 0).split(b"\n") if self._fd >= 0 else []
-        return next((int(line[9:]) for line in lines if line.startswith(b"oom_kill ")), 0)
+        before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
+        self._kills = int(counts[counts.index(b"oom_kill") + 1]) if b"oom_kill" in counts else 0
+        return self._kills > before if self._fd >= 0 else None
 
 
 def _open_for_log(fd: int) -> tuple[int, Callable[[int, bytearray], int]]:
@@ -2557,7 +2542,7 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
     import shutil
 
     accounts, obstacles = _read_accounts(), []
-    inputs = _Inputs(specs, os.environ, _Kernel(), _open_proc(), log)
+    inputs = _Inputs(specs, os.environ, _Kernel(), log)
     for spec in specs:
         path = spec.env.get("PATH", os.environ.get("PATH", os.defpath))
         for argv in filter(None, (spec.argv, spec.check, spec.ready)):
@@ -2675,7 +2660,6 @@ def _supervise() -> int:
     directories = _state_directories()
     state = _State(next(filter(_is_usable, directories), directories[-1] if directories else ""), log)
     supervisor = _Supervisor(specs, log=log, state=state, inbox=inbox)
-    _Kernel().empty_environment_block()
     return supervisor.run()
 
 

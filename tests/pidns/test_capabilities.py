@@ -68,7 +68,7 @@ class CapabilitiesTest(NamespaceTestCase):
         bundle = Bundle([row, daemon("other", *SLEEP)])
         bundle.argv = ["setpriv", "--bounding-set", "-sys_time", *bundle.argv]
         with bundle:
-            reason = "cannot keep the capability SYS_TIME: the container does not have it"
+            reason = "cannot keep SYS_TIME: the container does not have this capability"
             self.assertEqual(bundle.wait_for_state("web", "failed")["reason"], reason)
             bundle.wait_for_state("other", "running")
             plan = bundle.command("plan", "--table", bundle.argv[-1])

@@ -345,6 +345,7 @@ class PrivilegeTest(SecretsTestCase):
         rows = [daemon("egress", *SLEEP, user=OWNER), daemon("b", *shell("trap 'exit 0' TERM; sleep 1000 & wait"))]
         bundle = Bundle(rows, tunables={"_GRACE_SECONDS": 0.3})
         with under(bundle, "setpriv", "--bounding-set", "-kill"):
+            bundle.wait_for_state("egress", "running")
             bundle.wait_for_state("b", "running")
             [owner] = bundle.running_commands("sleep 1000")[:1]
             bundle.signal(SIGTERM)

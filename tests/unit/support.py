@@ -105,10 +105,17 @@ class SupervisorTest(UnitTest):
 def close_descriptors(supervisor: sidecar_init._Supervisor) -> None:
     """PID 1 keeps them until it exits; a test has many supervisors."""
     launcher = supervisor._launcher
-    for fd in (launcher._null, launcher._proc, launcher.ports._netlink, launcher.oom._fd, *launcher.ports._tables):
+    folders = [fd for fd, _ in launcher._inputs._folders.values()]
+    for fd in (
+        *folders,
+        launcher._null,
+        launcher._kernel.proc,
+        launcher.ports._netlink,
+        launcher.oom._fd,
+        *launcher.ports._tables,
+    ):
         if fd >= 0:
             os.close(fd)
-    launcher._inputs.close()
     for daemon in supervisor._daemons:
         daemon.output.close()
     for watch in (launcher.reports, supervisor._pipes):
