@@ -983,6 +983,12 @@ class Imports(CommandTest):
         self.assertEqual(imported & costly, set())
         self.assertTrue((Path(self.path) / "status.json").exists())
 
+    def test_health_does_not_pay_for_the_other_commands(self) -> None:
+        command = [sys.executable, "-IS", "-X", "importtime", str(MODULE), "health"]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        self.assertIn("cannot find a supervisor", ended.stderr)
+        self.assertNotIn("argparse", ended.stderr)
+
 
 if __name__ == "__main__":
     unittest.main()
