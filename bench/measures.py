@@ -43,6 +43,7 @@ class Measure(NamedTuple):
     sample: Callable[[Peer], dict[str, float]]
     rows: list[Row]
     needs_root: bool = False
+    rounds: int = 99  # at most: some take long, and vary little
 
 
 DaemonsOf = Callable[[str], list[Daemon]]  # given the path of the mailbox
@@ -458,7 +459,8 @@ def _ports_measure(count: int, share: float) -> Measure:
 def _flood_measure(name: str, mode: str, what: str) -> Measure:
     return Measure(name, [peers.OURS, peers.NAIVE, peers.PYTHON_PEERS[0]], flood(mode), [
         Row(f"flood-line-{mode}", f"one daemon floods {what}: how late a line of the other is"),
-        Row(f"flood-signal-{mode}", f"one daemon floods {what}: HUP until the other has it"),
+        Row(f"flood-signal-{mode}", f"one daemon floods {what}: HUP until the other has it", (
+            Target("at most 1 ms", 0.001),)),
     ])  # fmt: skip
 
 
@@ -517,11 +519,11 @@ MEASURES = [
     Measure("healthy", [peers.IMAGE], healthy, [
         Row("healthy", "container's start until healthy, beyond what its slowest daemon takes alone", (
             Target("at most 1 s", 1.0, (), peers.IMAGE),)),
-    ]),
+    ], rounds=5),
     _ports_measure(5, 0.03),
     _ports_measure(500, 0.05),
     Measure("term-5", peers.SUPERVISORS, many(5), [_term_row(5, Target("at most 0.9 of s6", 0.9, ("s6",)))]),
-    Measure("term-100", peers.SUPERVISORS, many(100), [_term_row(100)]),
+    Measure("term-100", peers.SUPERVISORS, many(100), [_term_row(100)], rounds=3),
     Measure("orphans", [peers.OURS, *peers.INITS], orphans, [
         Row("orphans", "10,000 orphans as PID 1: all reaped", (Target("at most 3 times tini", 3.0, _TINI),)),
         Row("orphans-left", "10,000 orphans: left over", (_NEVER,)),
@@ -533,5 +535,5 @@ MEASURES = [
         _term_row(500),
         Row("idle-wakes-500", "idle with 500 daemons: wake-ups a second", (_NEVER,)),
         Row("idle-cpu-500", "idle with 500 daemons: share of a CPU", (_NEVER,)),
-    ]),
+    ], rounds=5),
 ]  # fmt: skip

@@ -115,7 +115,7 @@ class Results:
             "",
             "Made by `python3 bench/run.py`; do not edit. Every figure is a ratio of medians within this one run, on",
             f"{os.cpu_count()} cores of {platform.machine()}, Linux {'.'.join(platform.release().split('.')[:2])}, "
-            f"CPython {platform.python_version()}, {self.rounds} rounds in alternation. Absolute figures",
+            f"CPython {platform.python_version()}, at most {self.rounds} rounds in alternation. Absolute figures",
             "would say more about the machine than about the programs.",
             "",
             "A figure is for the form of sidecar-init that its row names:",

@@ -21,7 +21,7 @@ def arguments() -> argparse.Namespace:
     names = ", ".join(measure.name for measure in MEASURES)
     parser.add_argument("--only", metavar="MEASURE", help=f"one or more of: {names}")
     parser.add_argument("--peers", metavar="A,B", help="only these, besides sidecar-init (cat, tini, s6, ...)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is run (7)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is run, at most (7)")
     parser.add_argument("--quick", action="store_true", help="one round, and write no files")
     options = parser.parse_args()
     if options.quick:
@@ -70,7 +70,7 @@ def main() -> int:
             candidates = chosen(measure, options.peers)
             names = ", ".join(peer.name for peer in candidates)
             print(f"[{number + 1}/{len(measures)}] {measure.name}: {names}", flush=True)
-            results.add(measure, run(measure, candidates, options.rounds))
+            results.add(measure, run(measure, candidates, min(options.rounds, measure.rounds)))
             print(f"    {time.monotonic() - begun:.0f} s", flush=True)
     finally:
         harness.kill_all()
