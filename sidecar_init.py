@@ -2109,14 +2109,14 @@ class _Refusal(Exception):
 
 
 class _TableError(_Refusal):
-    """What is wrong with a table file, or with the command line."""
+    """What is wrong with a table file."""
 
     exit_code = 2
 
 
-def _demand(is_right: bool, mistake: str) -> None:
+def _demand(is_right: object, problem: str) -> None:
     if not is_right:
-        raise _TableError(mistake)
+        raise _Refusal(problem)
 
 
 def _fits(value: object, rule: Any) -> bool:
@@ -2188,22 +2188,20 @@ def _use_table(path: str) -> None:
         os.waitpid(child, 0)
         mistake, table = marshal.loads(answer)
     except (ChildProcessError, EOFError, TypeError, ValueError):
-        mistake, table = "its parser was killed; the table may be too large for the memory", b""
-    _demand(not mistake, f"cannot use table {path}: {mistake}")
+        mistake, table = "its parser was killed; the table may be too large for the memory", None
+    if mistake:
+        raise _TableError(f"cannot use table {path}: {mistake}")
     _load_table(table)
 
 
-def _load_table(table: bytes) -> None:
+def _load_table(table: Any) -> None:
     global _DAEMONS, _SECRETS, _SIGNALS, _TABLE
-    import marshal
-
-    rows, _SECRETS, _SIGNALS = marshal.loads(table)
-    _DAEMONS, _TABLE = tuple(_DaemonSpec(**row) for row in rows), table
+    rows, _SECRETS, _SIGNALS = _TABLE = table
+    _DAEMONS = tuple(_DaemonSpec(**row) for row in rows)
 
 
-def _parse_table(path: str) -> tuple[str, bytes]:
+def _parse_table(path: str) -> tuple[str, Any]:
     """What is wrong with a table file; the table as `_load_table` takes it."""
-    import marshal
     import tomllib
 
     try:
@@ -2214,8 +2212,8 @@ def _parse_table(path: str) -> tuple[str, bytes]:
             _demand(is_known, f'unknown key "{key}"; known: [[daemon]], [secrets], [signals]')
         rows, secrets, signals = table.get("daemon", []), table.get("secrets", {}), table.get("signals", {})
         specs = _specs_of(rows)
-        return "", marshal.dumps((rows, _owners_of(secrets, specs), _signals_of(signals, specs)))
-    except (MemoryError, OSError, RecursionError, ValueError, _TableError) as error:
+        return "", (rows, _owners_of(secrets, specs), _signals_of(signals, specs))
+    except (MemoryError, OSError, RecursionError, ValueError, _Refusal) as error:
         mistakes = {
             MemoryError: "it is too large for the memory",
             RecursionError: "not TOML: nested too deep",
@@ -2223,7 +2221,7 @@ def _parse_table(path: str) -> tuple[str, bytes]:
             ValueError: "not TOML: a number has too many digits",
             tomllib.TOMLDecodeError: f"not TOML: {error}",
         }
-        return mistakes.get(type(error)) or getattr(error, "strerror", None) or str(error), b""
+        return mistakes.get(type(error)) or getattr(error, "strerror", None) or str(error), None
 
 
 def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
@@ -2322,8 +2320,7 @@ def _read_status(*, may_be_stale: bool = False) -> dict[str, Any]:
 
     directories, gone = _state_directories(), None
     for directory in directories:
-        text = _read_state("status.json", directory)
-        if text is None:
+        if (text := _read_state("status.json", directory)) is None:
             continue
         status: dict[str, Any] = {**json.loads(text), "directory": directory, "stale": ""}
         try:
@@ -2331,14 +2328,12 @@ def _read_status(*, may_be_stale: bool = False) -> dict[str, Any]:
                 return status
         except (OSError, ValueError):
             pass
-        stale = f"supervisor (pid {status['pid']}) is not running; last update {status['updated_at']}"
-        gone = gone or {**status, "stale": stale}
-    if not directories:
-        raise _Refusal("cannot read the state: the state directory is set to nothing, so none is kept")
+        status["stale"] = f"supervisor (pid {status['pid']}) is not running; last update {status['updated_at']}"
+        gone = gone or status
+    _demand(directories, "cannot read the state: the state directory is set to nothing, so none is kept")
     if gone is None:
         raise _Refusal(f"cannot find a supervisor: there is no {directories[0]}/status.json")
-    if not may_be_stale:
-        raise _Refusal(f"cannot reach the supervisor: {gone['stale']}")
+    _demand(may_be_stale, f"cannot reach the supervisor: {gone['stale']}")
     return gone
 
 
@@ -2363,9 +2358,8 @@ def _statuses(deadline: float) -> Iterator[dict[str, Any]]:
 
 def _row_of(status: dict[str, Any], name: str) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in status["daemons"]}
-    if name not in rows:
-        there_are = ", ".join(rows)
-        raise _Refusal(f"cannot find daemon {name}: it is not in the table, or not selected; there are {there_are}")
+    why = f"it is not in the table, or not selected; there are {', '.join(rows)}"
+    _demand(name in rows, f"cannot find daemon {name}: {why}")
     return rows[name]
 
 
@@ -2422,20 +2416,13 @@ def _status(options: Namespace) -> int:
 
 def _health(_: object) -> int:
     """Proves that the loop answers, and that everything is ready."""
-    before = _send(signal.SIGUSR2)
-    statuses = _statuses(time.monotonic() + 1)
-    status = next((now for now in statuses if now["heartbeats"] != before["heartbeats"]), None)
-    if status is None:
-        raise _Refusal(f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
-    if status["state"] != "running":
-        raise _Refusal(f"unhealthy: the supervisor is {status['state']}")
-    down = [
-        f"{row['name']} is {_state_of(row)}" + (f" ({row['reason']})" if row["reason"] else "")
-        for row in status["daemons"]
-        if not row["ready"]
-    ]
-    if down:
-        raise _Refusal(f"unhealthy: not ready: {', '.join(down)}")
+    before, deadline = _send(signal.SIGUSR2), time.monotonic() + 1
+    status = next((now for now in _statuses(deadline) if now["heartbeats"] != before["heartbeats"]), {})
+    _demand(status, f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
+    _demand(status["state"] == "running", f"unhealthy: the supervisor is {status['state']}")
+    down = [row for row in status["daemons"] if not row["ready"]]
+    reasons = (f"{row['name']} is {_state_of(row)} ({row['reason'] or ''})".removesuffix(" ()") for row in down)
+    _demand(not down, f"unhealthy: not ready: {', '.join(reasons)}")
     print(f"healthy: {len(status['daemons'])} daemons are ready")
     return 0
 
@@ -2494,42 +2481,35 @@ def _events(options: Namespace) -> int:
 
 def _reload(options: Namespace) -> int:
     """apply and restart: send the signal that does it, and wait until the daemon's status says how it went."""
-    name, command, deadline = options.name, options.command, time.monotonic() + options.timeout
+    name, cannot = options.name, f"cannot {options.command} {options.name}"
+    deadline, in_time = time.monotonic() + options.timeout, f"after {options.timeout:g} s"
 
     def rows(until: float = deadline) -> Iterator[dict[str, Any]]:
         for status in _statuses(until):
-            if status["state"] != "running":
-                raise _Refusal(f"cannot {command} {name}: the supervisor is {status['state']}")
+            _demand(status["state"] == "running", f"{cannot}: the supervisor is {status['state']}")
             yield _row_of(status, name)
 
     own_signal, actions = next(rows())["signal"], _read_status()["signals"].items()
     signals = [(verb, target, getattr(signal, f"SIG{sig}")) for sig, do in actions for verb, target in do.items()]
-    ways = [("restart", name, own_signal)] if command == "restart" else sorted(signals)  # forward comes first
-    verb, _, number = next((way for way in ways if way[1] == name), ("", "", None))
-    if not verb:
-        reloaded = ", ".join(target for _, target, _ in signals) or "no daemon"
-        raise _Refusal(f"cannot apply {name}: the table's signals reload {reloaded}; try restart")
-    if number is None:
-        raise _Refusal(f"cannot restart {name}: its row has no signal, which only the first 31 rows can have")
+    ways = [("restart", name, own_signal)] if options.command == "restart" else sorted(signals)  # forward comes first
+    verb, _, number = next((way for way in ways if way[1] == name), ("", "", 0))
+    reloaded = ", ".join(target for _, target, _ in signals) or "no daemon"
+    _demand(verb, f"{cannot}: the table's signals reload {reloaded}; try restart")
+    _demand(number is not None, f"{cannot}: its row has no signal, which only the first 31 rows can have")
     before = _row_of(_send(number), name)
-    row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), None)
-    if row is None:
-        why = f"the supervisor has not answered after {options.timeout:g} s; see its log"
-        raise _Refusal(f"cannot {command} {name}: {why}")
-    if row["refused"]:
-        raise _Refusal(row["answer"])
+    row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), {})
+    _demand(row, f"{cannot}: the supervisor has not answered {in_time}; see its log")
+    _demand(not row["refused"], row["answer"])
     if verb == "forward":
-        for gone in rows(min(deadline, time.monotonic() + 0.3)):  # what has no handler for the signal exits at once
-            if gone["pid"] != before["pid"]:
-                why = f"{_signal_name(number)} was delivered, and it {gone['last_exit']}; see its log"
-                raise _Refusal(f"cannot apply {name}: {why}")
+        for row in rows(min(deadline, time.monotonic() + 0.3)):  # what has no handler for the signal exits at once
+            why = f"{_signal_name(number)} was delivered, and it {row['last_exit']}; see its log"
+            _demand(row["pid"] == before["pid"], f"{cannot}: {why}")
         print(_one_line(row["answer"]))
         return 0
     settled = (_EXITED, _FAILED, _STOPPED, _BACKOFF)
-    row = next((row for row in rows() if row["ready"] or row["state"] in settled), None)
-    if row is None or not row["ready"]:
-        why = row["reason"] or f"is {row['state']}" if row else f"is not ready after {options.timeout:g} s"
-        raise _Refusal(f"cannot confirm that {name} is ready: it was restarted, but {why}; see its log")
+    row = next((row for row in rows() if row["ready"] or row["state"] in settled), {})
+    why = row["reason"] or f"is {row['state']}" if row else f"is not ready {in_time}"
+    _demand(row and row["ready"], f"cannot confirm that {name} is ready: it was restarted, but {why}; see its log")
     print(f"{name} restarted and ready" + (f" (pid {row['pid']})" if row["pid"] else ""))
     return 0
 
@@ -2567,18 +2547,16 @@ def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
     if "egress" in uids and "pipelock" in known - uids.keys() and "EGRESS_UPSTREAM_PROXY" not in os.environ:
         way = "select pipelock, or set EGRESS_UPSTREAM_PROXY to another proxy, or to nothing for none"
         warnings.append(f"egress will answer every request with 502: pipelock is not selected; {way}")
-    for prefix, owners in _SECRETS.items():
-        for owner in owners if any(key.startswith(prefix) for key in os.environ) else ():
-            for other in uids.keys() - owners if owner in uids else ():
-                if uids[other] == uids[owner]:
-                    why = f"it runs as the same user as {owner}; give {owner} its own"
-                    warnings.append(f"cannot keep {prefix}* from {other}: {why}")
+    set_ones = {p: owners for p, owners in _SECRETS.items() if any(key.startswith(p) for key in os.environ)}
+    for prefix, owners in set_ones.items():
+        for owner, other in ((one, other) for one in uids.keys() & owners for other in uids.keys() - owners):
+            if uids[other] == uids[owner]:
+                why = f"it runs as the same user as {owner}; give {owner} its own"
+                warnings.append(f"cannot keep {prefix}* from {other}: {why}")
     for spec in specs if os.geteuid() == 0 else ():
         risky = ", ".join(name for name in spec.capabilities if name in _EXPOSING)
-        exposed = {other.name for other in specs if other.files}
-        for prefix, owners in _SECRETS.items():
-            is_set = spec.name not in owners and any(key.startswith(prefix) for key in os.environ)
-            exposed |= set(owners if is_set else ())
+        exposed = {name for owners in set_ones.values() if spec.name not in owners for name in owners}
+        exposed |= {other.name for other in specs if other.files}
         if risky and (others := ", ".join(sorted(uids.keys() & exposed - {spec.name}))):
             warnings.append(f"cannot keep the secrets of {others} from {spec.name}: it has {risky}; drop them")
     return sorted(warnings)
@@ -2607,36 +2585,40 @@ def _plan(_: Namespace) -> int:
     return 1 if problems else 0
 
 
-_TABLE = b""  # the table that `_load_table` took last; empty: the shipped one
-_BAKED: bytes | None = None  # in a baked file, its table
+_TABLE: Any = None  # the table that is used instead of the shipped one; a baked file has it here
 
 
 def _bake(options: Namespace) -> int:
-    """The same source and table give the same bytes."""
+    """Write this program and the table as one compiled file; the same input gives the same bytes."""
     import marshal
     from importlib.util import MAGIC_NUMBER
 
-    out = options.out
-    if not out.endswith(".pyc"):
-        raise _Refusal(f"cannot bake {out}: Python runs it only if its name ends in .pyc; rename it")
-    if __file__.endswith(".pyc"):
-        raise _Refusal(f"cannot bake {out}: this file is compiled already; bake with sidecar_init.py")
-    new = f"{out}.{os.getpid()}"
+    cannot, new = f"cannot bake {options.out}", f"{options.out}.{os.getpid()}"
+    _demand(options.out.endswith(".pyc"), f"{cannot}: Python runs it only if its name ends in .pyc; rename it")
+    _demand(not _is_compiled(), f"{cannot}: this file is compiled already; bake with sidecar_init.py")
     try:
         with open(__file__, encoding="utf-8") as file:
-            source = file.read().replace("\n_BAKED: bytes | None = None", f"\n_BAKED: bytes | None = {_TABLE!r}")
+            source = file.read().replace("\n_TABLE: Any = None", f"\n_TABLE: Any = {_TABLE!r}")
         code = marshal.dumps(compile(source, "sidecar_init.py", "exec", dont_inherit=True, optimize=2))
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC), "wb") as pyc:
             os.fchmod(pyc.fileno(), 0o644)
             pyc.write(MAGIC_NUMBER + bytes(12) + code)  # Python looks for no source of a file that it is told to run
-        os.replace(new, out)
+        os.replace(new, options.out)
     except OSError as error:
         if os.path.lexists(new):
             os.unlink(new)
         what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
-        raise _Refusal(f"cannot bake {out}: {what}; name a file that you may write to") from None
-    print(f"{out} has the table of {', '.join(spec.name for spec in _DAEMONS)}")
+        raise _Refusal(f"{cannot}: {what}; name a file that you may write to") from None
+    print(f"{options.out} has the table of {_names()}")
     return 0
+
+
+def _is_compiled() -> bool:
+    return __file__.endswith(".pyc")
+
+
+def _names() -> str:
+    return ", ".join(spec.name for spec in _DAEMONS)
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
@@ -2718,8 +2700,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "restart": (_reload, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
         "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
     }
-    names = ", ".join(spec.name for spec in _DAEMONS)
-    version = f"sidecar-init {__version__}" + ("" if _BAKED is None else f", baked with the table of {names}")
+    version = f"sidecar-init {__version__}" + (f", baked with the table of {_names()}" if _is_compiled() else "")
     what = "PID 1 of a container that runs several daemons. Without a command: supervise."
     parser = Parser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", **arguments["--table"])
@@ -2782,7 +2763,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-if _BAKED:
-    _load_table(_BAKED)
+if _TABLE:
+    _load_table(_TABLE)
 if __name__ == "__main__":
     os._exit(main())  # frees nothing: the kernel is faster
