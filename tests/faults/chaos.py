@@ -1,6 +1,6 @@
-"""Twenty daemons of all kinds under random blows, and what must hold after each.
+"""Twenty daemons of all kinds under random faults, and what must hold after each.
 
-An epoch is one supervisor: rounds of blows, each followed by a look at all that must hold, and a TERM at the end.
+An epoch is one supervisor: rounds of faults, each followed by a look at all that must hold, and a TERM at the end.
 The seed decides which is hit by what and in which order; how that falls in with the daemons' own doings is chance.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.support import FAULT_CHILDREN, Bundle, Seen, everyone
+from tests.faults.support import FAULT_CHILDREN, Bundle, Seen, processes
 from tests.pidns.harness import PYTHON, Daemon, daemon
 from tests.support import wait_until
 
@@ -76,7 +76,7 @@ class Listener:
         self._wake, self._waker = os.pipe()
         self._rest = b""
         self._seen_last_mode = threading.Event()
-        self.heard: dict[tuple[str, str], int] = {}  # (daemon, life): lines
+        self.heard: dict[tuple[str, str], int] = {}  # (daemon, run): lines
         self.own: list[str] = []
         self.lines = self.leaves = self.broken = 0
         self.violations: list[str] = []
@@ -100,7 +100,7 @@ class Listener:
         self.be("finish")
         self._thread.join(30)
         if self._thread.is_alive():
-            raise Violation("the log has no end: somebody still holds it")
+            raise Violation("the log has no end: a process still holds it")
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -152,13 +152,13 @@ class Listener:
         else:
             self.violations.append(f"not a whole line: {line[:300]!r}")
 
-    def _count(self, name: str, life: str, number: int) -> None:
+    def _count(self, name: str, run: str, number: int) -> None:
         if name not in KINDS:
             self.violations.append(f"a line of no daemon: {name}")
-        expected = self.heard.get((name, life), 0)
+        expected = self.heard.get((name, run), 0)
         if number < expected or (number > expected and not self.leaves):
-            self.violations.append(f"{name} {life}: line {number} came where {expected} was next")
-        self.heard[name, life] = number + 1
+            self.violations.append(f"{name} {run}: line {number} came where {expected} was next")
+        self.heard[name, run] = number + 1
 
 
 class Epoch:
@@ -166,7 +166,7 @@ class Epoch:
 
     def __init__(self, chance: random.Random, *, leaves: bool) -> None:
         self.chance, self.leaves = chance, leaves
-        self.blows: dict[str, int] = {}
+        self.faults: dict[str, int] = {}
         self.rounds = 0
         self._stopping_since: dict[tuple[str, int], float] = {}
 
@@ -204,7 +204,7 @@ class Epoch:
         memory: list[int] = []
         for self.rounds in range(1, rounds + 1):
             for _ in range(self.chance.randint(1, 4)):
-                self._blow()
+                self._inject()
             self._check_all()
             at_first = at_first or self._descriptors()
             self._no_descriptor_leaks(at_first)
@@ -222,10 +222,10 @@ class Epoch:
     def _spoken(self) -> set[str]:
         return {name for name, _ in list(self.listener.heard)}
 
-    # blows
+    # faults
 
-    def _blow(self) -> None:
-        blows: list[tuple[int, Callable[[], None]]] = [
+    def _inject(self) -> None:
+        faults: list[tuple[int, Callable[[], None]]] = [
             (6, self.kill_a_leader),
             (3, self.kill_any),
             (3, self.stop_any),
@@ -244,9 +244,9 @@ class Epoch:
             (1, self.suspend_pid1),
             (1 if self.leaves else 0, self.leave),
         ]
-        weights, actions = zip(*blows, strict=True)
+        weights, actions = zip(*faults, strict=True)
         (action,) = self.chance.choices(actions, weights)
-        self.blows[action.__name__] = self.blows.get(action.__name__, 0) + 1
+        self.faults[action.__name__] = self.faults.get(action.__name__, 0) + 1
         action()
 
     def kill_a_leader(self) -> None:
@@ -262,7 +262,7 @@ class Epoch:
         self._hit(signal.SIGSTOP, leader=False)
 
     def continue_all(self) -> None:
-        for process in everyone(self.bundle.pid1):
+        for process in processes(self.bundle.pid1):
             if process.state == "T":
                 _kill(process, signal.SIGCONT)
 
@@ -319,7 +319,7 @@ class Epoch:
 
     def _hit(self, number: int, *, leader: bool) -> None:
         name, pick = self.chance.choice(list(KINDS)), self.chance.random()
-        own = [one for one in everyone(self.bundle.pid1) if self._owner(one) == name and one.state not in "ZX"]
+        own = [one for one in processes(self.bundle.pid1) if self._owner(one) == name and one.state not in "ZX"]
         if leader:
             own = [one for one in own if one.parent == self.bundle.pid1 and one.group == one.pid]
         if own:
@@ -336,7 +336,7 @@ class Epoch:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 (self.bundle.state / name).rmdir()
         self._one_group_a_daemon()
-        self._settle(self._everybody_is_cared_for, "every daemon lives, or has a deadline", self._explain)
+        self._settle(self._every_daemon_runs_or_waits, "every daemon runs, or has a deadline", self._explain)
         self._no_zombie_stays()
         if self.listener.violations:
             raise Violation("\n".join(self.listener.violations[:5]))
@@ -346,13 +346,13 @@ class Epoch:
 
     def _one_group_a_daemon(self) -> None:
         leaders: dict[str, Seen] = {}
-        for process in everyone(self.bundle.pid1):
+        for process in processes(self.bundle.pid1):
             name = self._owner(process)
             if not name or process.state in "ZX":
                 continue
             other = leaders.setdefault(name, process)
             # Seen one after the other, one may have gone before the other came.
-            if other.group != process.group and process.still_lives() and other.still_lives():
+            if other.group != process.group and process.still_runs() and other.still_runs():
                 again = Seen(other.pid), Seen(process.pid)
                 if again[0].group != again[1].group:
                     raise Violation(f"two groups of {name}: {again}")
@@ -365,15 +365,15 @@ class Epoch:
             raise Violation(f"no heartbeat: {error}") from None
         return self.bundle.status()
 
-    def _everybody_is_cared_for(self) -> bool:
+    def _every_daemon_runs_or_waits(self) -> bool:
         status = self.fresh_status()
-        lives = {one.inner_pid: one for one in everyone(self.bundle.pid1)}
+        running = {one.inner_pid: one for one in processes(self.bundle.pid1)}
         if status["state"] != "running" or [row["name"] for row in status["daemons"]] != list(KINDS):
             raise Violation(f"this is no status of ours: {status}")
-        self._uncared = [row for row in status["daemons"] if not self._is_cared_for(row, lives)]
-        return not self._uncared
+        self._stuck = [row for row in status["daemons"] if not self._runs_or_waits(row, running)]
+        return not self._stuck
 
-    def _is_cared_for(self, row: dict[str, Any], lives: dict[int, Seen]) -> bool:
+    def _runs_or_waits(self, row: dict[str, Any], running: dict[int, Seen]) -> bool:
         if row["state"] == "backoff":
             return row["next_start_at"] is not None
         if row["state"] == "exited":
@@ -385,19 +385,19 @@ class Epoch:
             if time.monotonic() > since + SETTLED:
                 raise Violation(f"{row['name']} has been stopping for {SETTLED} s: {row}")
             return True
-        live = lives.get(row["pid"])
+        live = running.get(row["pid"])
         return row["state"] in _LIVE and live is not None and self._owner(live) == row["name"]
 
     def _explain(self) -> str:
-        return f"{self._uncared}"
+        return f"{self._stuck}"
 
     def _no_zombie_stays(self) -> None:
         def left(zombies: list[Seen]) -> list[Seen]:
-            now = {(one.pid, one.started_at) for one in everyone(self.bundle.pid1) if one.state == "Z"}
+            now = {(one.pid, one.started_at) for one in processes(self.bundle.pid1) if one.state == "Z"}
             return [one for one in zombies if (one.pid, one.started_at) in now]
 
         pid1 = self.bundle.pid1
-        zombies = [one for one in everyone(pid1) if one.state == "Z" and one.parent == pid1]
+        zombies = [one for one in processes(pid1) if one.state == "Z" and one.parent == pid1]
         self._settle(lambda: not left(zombies), f"these are reaped: {zombies}")
 
     def _no_descriptor_leaks(self, at_first: int) -> None:
@@ -418,7 +418,7 @@ class Epoch:
         """TERM, in each mode of the reader: in time, with the promised code, and no line missing."""
         if self.listener.mode == "away":
             self.listener.be("read")
-        for process in everyone(self.bundle.pid1):
+        for process in processes(self.bundle.pid1):
             if process.state == "T" and self.chance.random() < 0.5:
                 _kill(process, signal.SIGCONT)
         for name in ("events.jsonl", "events.jsonl.1"):
@@ -427,7 +427,7 @@ class Epoch:
         asked_at = time.monotonic()
         self.bundle.signal(signal.SIGTERM)
         if self.listener.mode == "stall":
-            self._settle(lambda: self._only_pid1_lives(), "all daemons are gone though the log is not read")
+            self._settle(lambda: self._only_pid1_runs(), "all daemons are gone though the log is not read")
         self.listener.finish()
         code = self.bundle.exit(SETTLED)
         took = time.monotonic() - asked_at
@@ -440,8 +440,8 @@ class Epoch:
             raise Violation("\n".join(self.listener.violations[:5]))
         self._every_line_came()
 
-    def _only_pid1_lives(self) -> bool:
-        return not self.bundle.running() or not any(self._owner(one) for one in everyone(self.bundle.pid1))
+    def _only_pid1_runs(self) -> bool:
+        return not self.bundle.running() or not any(self._owner(one) for one in processes(self.bundle.pid1))
 
     def _promised_code(self, before: dict[str, Any]) -> int | None:
         """The exit code by the rules of the contract, from the last status and the events after it.
@@ -498,7 +498,7 @@ def run(minutes: float, seed: int) -> bool:
     until = time.monotonic() + minutes * 60
     started = time.monotonic()
     rounds = epochs = lines = 0
-    blows: dict[str, int] = {}
+    faults: dict[str, int] = {}
     chance = random.Random(seed)
     while time.monotonic() < until:
         epoch_seed = chance.randrange(1 << 32)
@@ -512,8 +512,8 @@ def run(minutes: float, seed: int) -> bool:
             print("the supervisor's last lines:", *epoch.listener.own[-30:], sep="\n  ", flush=True)
             return False
         epochs, rounds, lines = epochs + 1, rounds + epoch.rounds, lines + epoch.listener.lines
-        for name, times in epoch.blows.items():
-            blows[name] = blows.get(name, 0) + times
+        for name, times in epoch.faults.items():
+            faults[name] = faults.get(name, 0) + times
     print(f"chaos: {epochs} epochs, {rounds} rounds, {lines} lines in {time.monotonic() - started:.0f} s (seed {seed})")
-    print("  " + ", ".join(f"{name} {times}" for name, times in sorted(blows.items())), flush=True)
+    print("  " + ", ".join(f"{name} {times}" for name, times in sorted(faults.items())), flush=True)
     return True

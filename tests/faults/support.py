@@ -65,7 +65,7 @@ class Seen:
         numbers = re.search(r"^NSpid:(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         self.inner_pid = int(numbers[1].split()[-1]) if numbers else 0
 
-    def still_lives(self) -> bool:
+    def still_runs(self) -> bool:
         with contextlib.suppress(OSError, IndexError):
             now = Seen(self.pid)
             return now.started_at == self.started_at and now.state not in "ZX"
@@ -75,7 +75,7 @@ class Seen:
         return f"{self.pid} (inside {self.inner_pid}) {self.state} group {self.group} {self.command}"
 
 
-def everyone(pid1: int) -> list[Seen]:
+def processes(pid1: int) -> list[Seen]:
     """All processes in the namespace of `pid1`, itself too; zombies as well."""
     namespace = os.readlink(f"/proc/{pid1}/ns/pid")
     found = []

@@ -274,7 +274,7 @@ def memory_cgroup(limit: int) -> Iterator[Callable[[], None]]:
     finally:
 
         def removed() -> bool:
-            with contextlib.suppress(OSError):  # busy, as long as somebody is in it
+            with contextlib.suppress(OSError):  # busy, as long as a process is in it
                 group.rmdir()
             return not group.exists()
 

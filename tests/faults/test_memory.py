@@ -24,12 +24,12 @@ def python(program: str) -> list[str]:
 
 
 def floods() -> list[Daemon]:
-    """Output with and without newlines, and events: deaths, as many as there can be."""
+    """Output with and without newlines, and events: as many exits as possible."""
     return [
         *(daemon(f"endless{n}", *python(ENDLESS)) for n in range(3)),
         *(daemon(f"huge{n}", *python(HUGE_LINES)) for n in range(3)),
         *(daemon(f"unfinished{n}", *python(UNFINISHED)) for n in range(10)),
-        *(daemon(f"dies{n}", "false", restart="always") for n in range(4)),
+        *(daemon(f"exits{n}", "false", restart="always") for n in range(4)),
         daemon("egress", *SIGNALS),
         daemon("pipelock", *SLEEP),
     ]
@@ -55,12 +55,12 @@ class FloodTest(FaultTestCase):
         with Bundle(floods(), before_exec=limit, tunables=QUICK) as bundle:
             self.assert_serves(bundle)
 
-    def test_in_a_cgroup_of_64_mib_it_survives_every_flood_even_if_nobody_reads_the_log(self) -> None:
+    def test_in_a_cgroup_of_64_mib_it_survives_every_flood_even_if_the_log_is_not_read(self) -> None:
         with memory_cgroup(64 * MIB) as enter:
             rows = [row for row in floods() if not row["name"].startswith("unfinished")]
             with Bundle(rows, before_exec=enter, tunables=QUICK, reading=False) as bundle:
                 bundle.wait_for_state("egress", "running", 30)
-                quiet_for(3)  # deaths and events go on, while nobody reads
+                quiet_for(3)  # exits and events go on, while the log is not read
                 bundle.reader.resume()
                 self.assert_serves(bundle)
 

@@ -9,20 +9,20 @@ import signal
 import time
 from signal import SIGHUP, SIGKILL, SIGTERM, SIGUSR1
 
-from tests.faults.support import FAULT_CHILDREN, Bundle, FaultTestCase, everyone
+from tests.faults.support import FAULT_CHILDREN, Bundle, FaultTestCase, processes
 from tests.pidns.harness import PATIENCE, PYTHON, SLEEP, Collector, child, daemon, shell
 from tests.support import MODULE, wait_until
 
 SIGNALS = child("signals.py")
 
 
-def lives(how: str, number: int) -> list[str]:
-    return [*PYTHON, str(FAULT_CHILDREN / "lives.py"), how, str(number)]
+def exits(how: str, number: int) -> list[str]:
+    return [*PYTHON, str(FAULT_CHILDREN / "exits.py"), how, str(number)]
 
 
 class RestartTest(FaultTestCase):
     def test_two_usr1_while_the_old_pipelock_takes_300_ms_to_stop_never_make_two_of_it(self) -> None:
-        daemons = [daemon("pipelock", *lives("slow-term", 300), restart="always"), daemon("egress", *SIGNALS)]
+        daemons = [daemon("pipelock", *exits("slow-term", 300), restart="always"), daemon("egress", *SIGNALS)]
         with Bundle(daemons) as bundle:
             for turn in range(1, 6):
                 bundle.wait_for(b"[pipelock] up\n", times=turn)
@@ -42,7 +42,7 @@ class RestartTest(FaultTestCase):
             self.assertEqual(bundle.lines("pipelock"), [b"up", b"down"] * 6)
 
     def test_nothing_is_started_after_a_term_that_comes_during_a_restart(self) -> None:
-        daemons = [daemon("pipelock", *lives("slow-term", 300), restart="always"), daemon("b", *SLEEP)]
+        daemons = [daemon("pipelock", *exits("slow-term", 300), restart="always"), daemon("b", *SLEEP)]
         with Bundle(daemons) as bundle:
             bundle.wait_for(b"[pipelock] up\n")
             bundle.signal(SIGUSR1)
@@ -99,7 +99,7 @@ class RestartTest(FaultTestCase):
             bundle.catch_up()
             self.assertEqual(_descriptors(bundle), before)
             self.assertEqual(len(bundle.running_commands("sleep 3000")), 21, "the control: they live, and keep it")
-            self.assertEqual([one for one in everyone(bundle.pid1) if one.state == "Z"], [])
+            self.assertEqual([one for one in processes(bundle.pid1) if one.state == "Z"], [])
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 143)
 
@@ -118,7 +118,7 @@ class SignalTest(FaultTestCase):
                 self.assertIn(b"shutting down: SIGTERM", bundle.log)
 
     def test_hup_is_served_while_a_reader_takes_400_kilobytes_a_second(self) -> None:
-        with Bundle([daemon("egress", *lives("nag", 1000))]) as bundle:
+        with Bundle([daemon("egress", *exits("nag", 1000))]) as bundle:
             bundle.reader.before_each_read = functools.partial(time.sleep, 65536 / 400_000)
             bundle.wait_for_stall("nag")
             for turn in range(1, 4):
@@ -133,14 +133,14 @@ class SignalTest(FaultTestCase):
 class LogTest(FaultTestCase):
     def test_10_000_lines_that_the_last_daemon_says_just_before_it_exits_come_before_the_line_of_its_exit(self) -> None:
         for _ in range(5):
-            with Bundle([daemon("a", *lives("say-and-exit", 10_000))]) as bundle:
+            with Bundle([daemon("a", *exits("say-and-exit", 10_000))]) as bundle:
                 self.assertEqual(bundle.exit(), 0)
                 self.assertEqual(bundle.lines("a"), [b"line %05d" % n for n in range(10_000)])
                 self.assertLess(bundle.log.index(b"[a] line 09999\n"), bundle.log.index(b"a exited with status 0"))
 
     def test_500_lines_that_a_daemon_says_on_term_are_all_there_before_the_line_of_its_exit(self) -> None:
         for _ in range(5):
-            with Bundle([daemon("a", *lives("say-on-term", 500)), daemon("b", *SLEEP)]) as bundle:
+            with Bundle([daemon("a", *exits("say-on-term", 500)), daemon("b", *SLEEP)]) as bundle:
                 bundle.wait_for(b"[a] up\n")
                 bundle.signal(SIGTERM)
                 self.assertEqual(bundle.exit(), 143)
@@ -178,9 +178,9 @@ class LogTest(FaultTestCase):
                 self.assertGreater(len(said), 4096, "a full pipe alone holds more")
                 self.assertEqual([int(line) for line in said[:-1]], list(range(len(said) - 1)))
 
-    def test_a_daemon_that_lives_5_ms_comes_back_and_every_exit_is_logged(self) -> None:
+    def test_a_daemon_that_runs_for_5_ms_comes_back_and_every_exit_is_logged(self) -> None:
         quick = {"_BACKOFF_FIRST": 0.001, "_BACKOFF_LAST": 0.001}
-        with Bundle([daemon("a", *lives("blink", 5), restart="always")], tunables=quick) as bundle:
+        with Bundle([daemon("a", *exits("blink", 5), restart="always")], tunables=quick) as bundle:
             bundle.wait_for_event("exited", "a", 30, times=50)
             bundle.signal(SIGTERM)
             bundle.exit()

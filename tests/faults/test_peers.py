@@ -12,7 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from signal import SIGKILL, SIGTERM, SIGUSR1
 
-from tests.faults.support import FAULT_CHILDREN, Bundle, FaultTestCase, everyone
+from tests.faults.support import FAULT_CHILDREN, Bundle, FaultTestCase, processes
 from tests.pidns.harness import PATIENCE, PYTHON, Namespace, child, daemon, shell
 from tests.support import MODULE, wait_until
 
@@ -120,14 +120,14 @@ class TiniTest(FaultTestCase):
         script = "for n in 1 2 3; do setsid --fork sh -c 'trap \"\" TERM; sleep 3001'; done; echo up; exec sleep 3002"
         with Bundle([daemon("a", *shell(script))]) as bundle:
             bundle.wait_for(b"[a] up\n")
-            inhabitants = everyone(bundle.pid1)
+            inhabitants = processes(bundle.pid1)
             self.assertGreaterEqual(len(inhabitants), 5)
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 143)
-            wait_until(lambda: not any(one.still_lives() for one in inhabitants), PATIENCE, "all are gone")
+            wait_until(lambda: not any(one.still_runs() for one in inhabitants), PATIENCE, "all are gone")
 
 
 def _zombies(namespace: Namespace) -> list[int]:
     with contextlib.suppress(FileNotFoundError):
-        return [one.pid for one in everyone(namespace.pid1) if one.state == "Z" and one.parent == namespace.pid1]
+        return [one.pid for one in processes(namespace.pid1) if one.state == "Z" and one.parent == namespace.pid1]
     return []

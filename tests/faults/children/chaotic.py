@@ -1,6 +1,6 @@
 """One daemon of the chaos: chaotic.py KIND DIRECTORY [PORT].
 
-Every line is `LIFE NUMBER FILL NUMBER`, with numbers from 0 in each life (a process). The file DIRECTORY/LIFE counts
+Every line is `RUN NUMBER FILL NUMBER`, with numbers from 0 in each run (a process). The file DIRECTORY/RUN counts
 the lines whose write has returned, so that a checker knows what this process was told, even after a KILL.
 """
 
@@ -19,8 +19,8 @@ class Voice:
     """What one process says. A line is smaller than PIPE_BUF, so its write is whole or does not happen."""
 
     def __init__(self) -> None:
-        self.life = f"{os.getpid()}.{time.monotonic_ns()}"
-        path = os.path.join(directory, self.life)
+        self.run = f"{os.getpid()}.{time.monotonic_ns()}"
+        path = os.path.join(directory, self.run)
         with open(path + ".new", "w+b") as file:
             file.truncate(8)
             self.told = mmap.mmap(file.fileno(), 8)
@@ -30,7 +30,7 @@ class Voice:
     def say(self, lines: int = 1) -> None:
         for _ in range(lines):
             fill = "x" * (self.number * 37 % 200)
-            os.write(1, f"{self.life} {self.number} {fill} {self.number}\n".encode())
+            os.write(1, f"{self.run} {self.number} {fill} {self.number}\n".encode())
             self.number += 1
             self.told[:] = self.number.to_bytes(8, "little")
 

@@ -1,9 +1,9 @@
-"""A daemon with a way of ending: lives.py HOW [NUMBER].
+"""Exits in the way that it is told: exits.py HOW [NUMBER].
 
-say-and-exit N   N numbered lines, then the end with 0, at once
-say-on-term N    N numbered lines when TERM comes, then the end with 0
-slow-term MS     ends MS milliseconds after TERM; says "up" and "down"
-blink MS         lives MS milliseconds
+say-and-exit N   N numbered lines, then exits with 0 at once
+say-on-term N    N numbered lines when TERM comes, then exits with 0
+slow-term MS     exits MS milliseconds after TERM; says "up" and "down"
+blink MS         exits after MS milliseconds
 nag N            a line of N bytes again and again, "served" at each HUP
 """
 
