@@ -107,7 +107,7 @@ class RestartTest(FaultTestCase):
 class SignalTest(FaultTestCase):
     def test_a_term_as_soon_as_the_first_child_runs_is_never_lost(self) -> None:
         for turn in range(30):
-            with self.subTest(turn=turn), Bundle([daemon("a", *SLEEP), daemon("b", *SLEEP)]) as bundle:
+            with self.subTest(turn=turn), Bundle([daemon("a", *SLEEP), daemon("b", *SLEEP)], as_file=True) as bundle:
                 pid1 = bundle.pid1
                 children = f"/proc/{pid1}/task/{pid1}/children"
                 with open(children) as file:  # read without a pause: the earliest moment is what is tested
