@@ -1444,6 +1444,7 @@ class _Secrets:
     def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
         self._values: dict[bytes, tuple[bytes, bytes, str]] = {}  # value: its rarest byte, replacement, variable
         self._variables: list[str] = []
+        self.overlap = 0  # how much of an unfinished secret can be at the end of what was read
         starts = tuple(map(os.fsencode, prefixes))
         for name, value in environ.items():
             if starts and name.startswith(starts):
@@ -1457,11 +1458,7 @@ class _Secrets:
                 rarest = max(range(len(value)), key=lambda i: self._COMMON.find(value[i]) % 256)
                 self._values[value] = value[rarest : rarest + 1], b"[redacted %s]" % name[:64], os.fsdecode(name)
         self._values = dict(sorted(self._values.items(), key=lambda item: -len(item[0])))
-
-    @property
-    def overlap(self) -> int:
-        """How much of an unfinished secret can be at the end of what was read."""
-        return len(next(iter(self._values), b".")) - 1
+        self.overlap = max(map(len, self._values), default=1) - 1
 
     def belong_to(self, daemon: str) -> bool:
         return any(_env_for_daemon(daemon, {variable: ""}) for variable in self._variables)
@@ -1471,7 +1468,7 @@ class _Secrets:
             data = data.replace(value, self._values[value][1])
         return data
 
-    def cut(self, data: bytes | bytearray, at: int) -> int:
+    def cut(self, data: bytes, at: int) -> int:
         """Where `data` can be cut in two: at `at`, or after the secret that lies across it."""
         for value in self._values:
             start = data.find(value, max(0, at - len(value) + 1), at + len(value) - 1)
