@@ -797,11 +797,11 @@ class _Launcher:
     def start(self, spec: _DaemonSpec, argv: Sequence[str], output: _Output, owner: _Daemon) -> _Process:
         """Fork a child that executes the command. `owner` is advanced when that succeeds or fails, and at the exit."""
         account, report, childs_end = _account_of(spec, self._accounts, self._log), -1, -1
-        environ, files = self._inputs.prepare(spec, account)
+        files: list[int] = []
         # A signal that came between fork and exec would run PID 1's handlers in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            step = "list the listening sockets"
+            environ, step = self._inputs.prepare(spec, account, files), "list the listening sockets"
             old_sockets = self.ports.sockets(spec.port) if spec.port else frozenset()
             step = "open a pipe"
             writer = self._kernel.as_user(account.uid if account else None, output.writer)
@@ -1631,23 +1631,18 @@ class _Kernel:
 
 
 class _Account:
-    """A user with all its groups."""
+    """A user with all its groups; one without a home is known by its ids alone."""
 
-    def __init__(self, name: str, uid: int, gid: int, home: str) -> None:
-        self.name, self.uid, self.gid, self.groups = name, uid, gid, [gid]
-        self.environ = {"HOME": home, "USER": name, "LOGNAME": name}
+    def __init__(self, name: str, uid: int, gid: int, home: str = "") -> None:
+        self.name, self.uid, self.gid, self.groups = name, uid, gid, [gid] if home else []
+        self.environ = {"HOME": home, "USER": name, "LOGNAME": name} if home else {"HOME": "/"}
 
     @classmethod
     def of_ids(cls, ids: str) -> _Account | None:
-        """For "UID" or "UID:GID": one that needs no entry in a file. None if that is not what it says."""
-        uid, colon, gid = ids.partition(":")
-        gid = gid if colon else uid
-        are_numbers = all(one.isdecimal() and len(one) <= 10 for one in (uid, gid))
-        if not are_numbers or not 0 < int(uid) < _NO_ID or int(gid) >= _NO_ID:
-            return None
-        account = cls(ids, int(uid), int(gid), "/")
-        account.groups, account.environ = [], {"HOME": "/"}
-        return account
+        """For "UID" or "UID:GID"; None if that is not what it says, or root."""
+        uid, _, gid = (ids if ":" in ids else f"{ids}:{ids}").partition(":")
+        are_ids = all(one.isdecimal() and len(one) <= 10 and int(one) < _NO_ID for one in (uid, gid))
+        return cls(ids, int(uid), int(gid)) if are_ids and int(uid) else None
 
 
 def _read_accounts() -> dict[str, _Account]:
@@ -1664,7 +1659,7 @@ def _read_accounts() -> dict[str, _Account]:
                 for account in [accounts[member] for member in second.split(",") if member in accounts]:
                     account.groups += [int(first)] if first.isdecimal() else []
             elif first.isdecimal() and second.isdecimal() and max(int(first), int(second)) < _NO_ID:
-                accounts.setdefault(name, _Account(name, int(first), int(second), more[1]))
+                accounts.setdefault(name, _Account(name, int(first), int(second), more[1] or "/"))
     return accounts
 
 
@@ -1697,7 +1692,7 @@ class _Inputs:
 
     def __init__(self, specs: Sequence[_DaemonSpec], environ: Mapping[str, str], kernel: _Kernel, log: _Log) -> None:
         self._environ, self._kernel, self._log = environ, kernel, log
-        self._folders: dict[str, tuple[int, OSError | None]] = {}
+        self._folders: dict[str, int | OSError] = {}
         self._secrets: dict[str, bytes] = {}  # those that were read
         for spec in specs:
             _, secrets, files = self._wanted(spec, None)
@@ -1707,8 +1702,8 @@ class _Inputs:
             for variable in secrets:
                 log.secrets.add(os.fsencode(variable), b"")  # its owner has one, even if nothing was read yet
 
-    def prepare(self, spec: _DaemonSpec, account: _Account | None) -> tuple[dict[str, str], list[int]]:
-        """Its environment, and descriptors for 3 and up; -1 if a file is missing."""
+    def prepare(self, spec: _DaemonSpec, account: _Account | None, fds: list[int]) -> dict[str, str]:
+        """Its environment. The caller closes `fds`, which gets a descriptor for each file; -1 if that is missing."""
         missing = ", ".join(name for name in spec.capabilities if not self._kernel.has(name))
         if spec.capabilities and os.geteuid() != 0:
             names = ", ".join(spec.capabilities)
@@ -1716,40 +1711,35 @@ class _Inputs:
         elif missing:
             raise _CannotStart(f"keep {missing}", reason="the container does not have this capability")
         environ, secrets, files = self._wanted(spec, account)
-        fds: list[int] = []
         path = variable = ""
         try:
             for variable, path in secrets.items():
                 if environ.get(variable):
                     raise _CannotStart(f"choose {variable}", reason=f"{variable}_FILE is set too; unset one of them")
                 environ[variable] = self._read_secret(variable, path)
-            for number, (variable, path) in enumerate(files.items(), 3):
+            for variable, path in files.items():
                 try:
-                    contents = self._read(path, _FILE_LIMIT)
-                    uid = account.uid if account else None
+                    contents, uid = self._read(path, _FILE_LIMIT), account.uid if account else None
                     fds.append(self._kernel.as_user(uid, self._kernel.seal, variable, contents))
-                    environ[variable] = f"/proc/self/fd/{number}"
+                    environ[variable] = f"/proc/self/fd/{len(fds) + 2}"
                 except FileNotFoundError as error:
                     environ.pop(variable, None)
                     fds.append(-1)
                     self._log.say_once(f"{spec.name} starts without {variable}: cannot find {path}: {error.strerror}")
-        except BaseException as error:
-            _close(*fds)
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             where = f" from {path}" if path.startswith("/") else ""  # else it may be the secret itself
             raise _CannotStart(f"read {variable}{where}", reason=str(error.strerror), may_pass=True) from None
-        return environ, fds
+        return environ
 
     def _wanted(
         self, spec: _DaemonSpec, account: _Account | None
     ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """Its environment before anything was read; the paths of secrets and of `files`, by their variables."""
         environ = _env_for_daemon(spec.name, self._environ)
-        for variable in ("HOME", "USER", "LOGNAME") if account else ():
-            environ.pop(variable, None)
         files = {variable: environ.get(variable) or path for variable, path in spec.files.items()}
-        environ = {**environ, **(account.environ if account else {}), **spec.env}
+        if account:
+            environ = {key: value for key, value in environ.items() if key not in ("USER", "LOGNAME")} | account.environ
+        environ |= spec.env
         named = {variable: environ.pop(variable) for variable in list(environ) if _secret_in_file(variable)}
         return environ, {_secret_in_file(variable): path for variable, path in named.items() if path}, files
 
@@ -1765,16 +1755,15 @@ class _Inputs:
 
     def _read(self, path: str, limit: int) -> bytes:
         """Looked up as the folder's owner and read as the file's, so that no capability is needed to read it."""
+        folder, name = os.path.split(path)
         if not path.startswith("/"):
             raise OSError(errno.EINVAL, "its path must be absolute")
-        if os.geteuid() == 0:
-            folder, name = os.path.split(path)
-            fd, refusal = self._folders[folder]
-            if refusal:
-                raise OSError(refusal.errno, refusal.strerror)
-            found = self._kernel.as_user(os.fstat(fd).st_uid, self._kernel.open_beneath, fd, name)
-        else:
+        if os.geteuid() != 0:
             found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        elif isinstance(fd := self._folders[folder], OSError):
+            raise OSError(*fd.args)
+        else:
+            found = self._kernel.as_user(os.fstat(fd).st_uid, self._kernel.open_beneath, fd, name)
         try:
             about = os.fstat(found)
             if not stat.S_ISREG(about.st_mode):
@@ -1790,17 +1779,18 @@ class _Inputs:
         return contents
 
     @staticmethod
-    def _open_folder(path: str) -> tuple[int, OSError | None]:
+    def _open_folder(path: str) -> int | OSError:
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return OSError(errno.ENOENT, "its folder did not exist at the start")
         except OSError as error:
-            is_missing = error.errno == errno.ENOENT
-            return -1, OSError(error.errno, "its folder did not exist at the start" if is_missing else error.strerror)
+            return error
         about = os.fstat(fd)
-        if os.fstatvfs(fd).f_flag & os.ST_RDONLY or (about.st_uid in (0, os.geteuid()) and not about.st_mode & 0o022):
-            return fd, None
+        if os.fstatvfs(fd).f_flag & os.ST_RDONLY or (about.st_uid == 0 and not about.st_mode & 0o022):
+            return fd
         os.close(fd)
-        return -1, OSError(errno.EPERM, f"{path} may be changed by others; root must own it, with mode 0755 or less")
+        return OSError(errno.EPERM, f"{path} may be changed by others; root must own it, with mode 0755 or less")
 
 
 def _close(*fds: int) -> None:
@@ -1865,14 +1855,13 @@ class _Ports:
 
     def __init__(self, kernel: _Kernel) -> None:
         self._sockets: dict[int, frozenset[int]] | None = None
-        self.interval = _POLL_INTERVAL  # between two looks
+        self.interval, self._netlink = _POLL_INTERVAL, -1  # between two looks
         try:
             self._netlink = kernel.netlink(4)  # NETLINK_SOCK_DIAG
-            self._tables = []
         except OSError:
-            self._netlink = -1
-            names = [name for name in ("tcp", "tcp6") if os.path.exists(f"/proc/self/net/{name}")]
-            self._tables = [os.open(f"/proc/self/net/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names]
+            pass
+        paths = [path for path in ("/proc/self/net/tcp", "/proc/self/net/tcp6") if os.path.exists(path)]
+        self._tables = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths if self._netlink < 0]
 
     def forget(self) -> None:
         self._sockets = None
@@ -2527,10 +2516,12 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
                 obstacles.append(f"{spec.name}: cannot execute {argv[0]}: it is not there, or not executable")
         if spec.cwd and not os.path.isdir(spec.cwd):
             obstacles.append(f"{spec.name}: cannot change to its working directory {spec.cwd}: there is none")
+        files: list[int] = []
         try:
-            _close(*inputs.prepare(spec, _account_of(spec, accounts, log))[1])
+            inputs.prepare(spec, _account_of(spec, accounts, log), files)
         except _CannotStart as problem:
             obstacles.append(f"{spec.name}: {problem}")
+        _close(*files)
     return obstacles
 
 

@@ -125,7 +125,7 @@ module._Inputs._read = read
 """,
     "checked-folders": """
 import os
-module._Inputs._open_folder = staticmethod(lambda path: (os.open(path, os.O_PATH | os.O_CLOEXEC), None))
+module._Inputs._open_folder = staticmethod(lambda path: os.open(path, os.O_PATH | os.O_CLOEXEC))
 """,
     "lookup-beneath": """
 import os

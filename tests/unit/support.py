@@ -105,7 +105,7 @@ class SupervisorTest(UnitTest):
 def close_descriptors(supervisor: sidecar_init._Supervisor) -> None:
     """PID 1 keeps them until it exits; a test has many supervisors."""
     launcher = supervisor._launcher
-    folders = [fd for fd, _ in launcher._inputs._folders.values()]
+    folders = [fd for fd in launcher._inputs._folders.values() if isinstance(fd, int)]
     for fd in (
         *folders,
         launcher._null,

@@ -99,10 +99,12 @@ class Contents(FilesTest):
             spec = self.web("true", files=files)
             if number == 500:
                 os.mkfifo(self.folder / "pipe")
+            fds: list[int] = []
             try:
-                sidecar_init._close(*inputs.prepare(spec, account)[1])
+                inputs.prepare(spec, account, fds)
             except sidecar_init._CannotStart:
                 self.assertGreaterEqual(number, 500)
+            sidecar_init._close(*fds)
         self.assertEqual(os.listdir("/proc/self/fd"), before)
 
     def test_the_contents_are_sealed(self) -> None:
@@ -185,10 +187,14 @@ class FileSystemUser(UnitTest):
         self.close_later(null)
         spec = _DaemonSpec("web", ["true"], files={"KEY": f"{folder}/key"})
         inputs = sidecar_init._Inputs([spec], {}, self.kernel, sidecar_init._Log(null, NO_SECRETS))
-        self.close_later(inputs._folders[str(folder)][0])
+        found = inputs._folders[str(folder)]
+        assert isinstance(found, int)
+        self.close_later(found)
+        fds: list[int] = []
         look_up = mock.patch.object(self.kernel, "open_beneath", lambda fd, name: os.open(name, os.O_PATH, dir_fd=fd))
         self.enterContext(look_up)
-        sidecar_init._close(*inputs.prepare(spec, sidecar_init._Account("web", 1000, 1000, "/"))[1])
+        inputs.prepare(spec, sidecar_init._Account("web", 1000, 1000, "/"), fds)
+        sidecar_init._close(*fds)
         self.assertEqual(self.calls, self.around * 2, "to read it, and to make the file in memory")
 
 

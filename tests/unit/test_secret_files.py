@@ -132,7 +132,7 @@ class Right(SecretFilesTest):
         inputs, [daemon] = supervisor._launcher._inputs, supervisor._daemons
         before = len(supervisor._log.secrets._variables)
         for _ in range(10):
-            inputs.prepare(daemon.spec, None)
+            inputs.prepare(daemon.spec, None, [])
         self.assertEqual(len(supervisor._log.secrets._variables), before)
 
     def test_the_last_lines_of_its_owner_are_not_in_the_events(self) -> None:
