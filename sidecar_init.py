@@ -1443,7 +1443,7 @@ class _Secrets:
 
     def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
         self._values: dict[bytes, tuple[bytes, bytes, str]] = {}  # value: its rarest byte, replacement, variable
-        self._variables: list[str] = []
+        self._variables: set[str] = set()
         self.overlap = 0  # how much of an unfinished secret can be at the end of what was read
         starts = tuple(map(os.fsencode, prefixes))
         for name, value in environ.items():
@@ -1451,7 +1451,7 @@ class _Secrets:
                 self.add(name, b"" if _secret_in_file(os.fsdecode(name)) else value)
 
     def add(self, name: bytes, secret: bytes) -> None:
-        self._variables.append(os.fsdecode(name))
+        self._variables.add(os.fsdecode(name))
         for value in map(bytes.strip, secret.splitlines()):
             if len(value) >= self._LEAST:
                 # The rarest byte is looked for first: a byte is found at 10 GB/s, a word at 1.

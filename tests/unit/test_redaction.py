@@ -92,6 +92,19 @@ class Redaction(unittest.TestCase):
             self.assertEqual(secrets(**values).redact(data), expected, f"seed {seed}")
 
 
+class SecretsThatChange(unittest.TestCase):
+    def test_one_that_is_read_again_at_each_start_takes_no_more_memory(self) -> None:
+        values = secrets(A=TOKEN)
+        before = len(values._variables), len(values._values)
+        values.add(b"EGRESS_TOKEN_A", TOKEN)
+        self.assertEqual((len(values._variables), len(values._values)), before)
+
+    def test_the_old_value_and_the_new_one_are_redacted(self) -> None:
+        values = secrets(A=TOKEN)
+        values.add(b"EGRESS_TOKEN_A", b"another-secret")
+        self.assertEqual(values.redact(TOKEN + b" another-secret"), A + b" " + A)
+
+
 class PathologicalSecrets(unittest.TestCase):
     """Values and data that make searching slow; what comes out must be right all the same."""
 
