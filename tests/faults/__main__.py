@@ -1,4 +1,4 @@
-"""All that the supervisor is put through: python3 -m tests.faults [--minutes N] [--seed S]; --help tells more."""
+"""All fault tests: python3 -m tests.faults [--minutes N] [--seed S]; --help tells more."""
 
 from __future__ import annotations
 

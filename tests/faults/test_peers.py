@@ -66,7 +66,7 @@ class DumbInitTest(FaultTestCase):
                 self.assertEqual(program.exit(), 2)
                 self.assertRegex(program.stderr, r"\Acannot understand the command line: .*\n\Z")
 
-    def test_version_and_help_are_told_and_start_nothing(self) -> None:
+    def test_version_and_help_are_printed_and_nothing_is_started(self) -> None:
         for argument, found in (("--version", b"sidecar-init "), ("--help", b"--table")):
             with Namespace([*PYTHON, str(MODULE), argument]) as program:
                 self.assertEqual(program.exit(), 0)
@@ -102,7 +102,7 @@ class TiniTest(FaultTestCase):
                 os.kill(bundle.pid1, SIGTERM)
                 self.assertEqual(bundle.exit(), 143)
 
-    def test_a_daemon_that_is_killed_from_outside_is_told_as_137(self) -> None:
+    def test_a_daemon_that_is_killed_from_outside_is_reported_as_137(self) -> None:
         with Bundle([daemon("a", *HEARS)]) as bundle:
             bundle.wait_for(b"[a] ready\n")
             os.kill(bundle.host_pid(bundle.wait_for_state("a", "running")["pid"]), SIGKILL)

@@ -97,7 +97,7 @@ class CapabilitiesTest(NamespaceTestCase):
             said = [line for line in bundle.own_lines() if "CHOWN" in line]
             self.assertEqual(said, ["web runs without CHOWN, KILL: only root can keep capabilities"])
 
-    def test_one_that_opens_the_secrets_of_others_is_told(self) -> None:
+    def test_one_that_opens_the_secrets_of_others_is_reported(self) -> None:
         rows = [daemon("nginx", *SLEEP, capabilities=["SETUID"]), daemon("egress", *SLEEP, user=OWNER)]
         with Bundle(rows, secrets={"TOKEN_": "egress"}, env={"TOKEN_A": "sesame-token"}) as bundle:
             bundle.wait_for(b"cannot keep the secrets of egress from nginx: it has SETUID; drop them\n")

@@ -1,4 +1,4 @@
-"""What a child is born with, read from its own /proc/self, while the supervisor itself was started in a dirty state."""
+"""What a child starts with, read from its own /proc/self, while the supervisor itself was started in a dirty state."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ class BirthTest(NamespaceTestCase):
 
 
 class DirtySupervisorTest(NamespaceTestCase):
-    def test_a_supervisor_that_was_started_with_signals_blocked_hears_them_all_the_same(self) -> None:
+    def test_a_supervisor_that_was_started_with_signals_blocked_still_handles_them(self) -> None:
         with Bundle([daemon("a", *SLEEP)], before_exec=_dirty) as bundle:
             bundle.wait_for(b"a started")
             bundle.wait_for_state("a", "running")

@@ -24,25 +24,25 @@ def denied(bundle: Bundle, call: str) -> Bundle:
 
 class DeniedTest(NamespaceTestCase):
     def assert_one_line(self, bundle: Bundle, pattern: str) -> None:
-        """It ends, nothing was started that should not be, and one line says why."""
+        """It exits, has started nothing that it should not, and one line says why."""
         with bundle:
             self.assertNotEqual(bundle.exit(), 0)
             lines = [line for line in (bundle.stderr + bundle.log.decode()).splitlines() if re.search(pattern, line)]
             self.assertEqual(len(lines), 1, bundle.stderr + bundle.log.decode())
             self.assertNotIn("Traceback", bundle.stderr)
 
-    def test_where_it_cannot_protect_itself_it_does_not_start(self) -> None:
+    def test_if_it_cannot_protect_itself_it_does_not_start(self) -> None:
         bundle = denied(Bundle([daemon("web", *SLEEP)]), f"prctl={SET_DUMPABLE}")
         self.assert_one_line(bundle, "cannot .*: Operation not permitted")
         self.assertNotIn(b"starting web", bundle.log)
 
-    def test_where_it_cannot_renounce_privileges_nothing_is_started(self) -> None:
+    def test_if_it_cannot_drop_privileges_nothing_is_started(self) -> None:
         for option in (SET_NO_NEW_PRIVS, CAPBSET_DROP):
             with self.subTest(option):
                 bundle = denied(Bundle([daemon("web", *SLEEP)]), f"prctl={option}")
                 self.assert_one_line(bundle, "cannot start web: .*Operation not permitted")
 
-    def test_where_signals_or_poll_are_refused_one_line_says_so(self) -> None:
+    def test_if_signals_or_poll_are_refused_one_line_says_so(self) -> None:
         for call in ("rt_sigprocmask", "rt_sigaction", "poll"):
             with self.subTest(call):
                 self.assert_one_line(
@@ -56,7 +56,7 @@ class DeniedTest(NamespaceTestCase):
                 bundle.argv = ["/bin/sh", "-c", f'{what}; exec "$@"', "sh", *bundle.argv]
                 self.assert_one_line(bundle, "cannot .*/proc")
 
-    def test_without_pidfds_all_works_but_for_the_race_that_they_exclude(self) -> None:
+    def test_without_pidfds_all_works_except_the_race_that_they_prevent(self) -> None:
         """As before Linux 5.3, under an old seccomp profile, and before Linux 6.9 (a flag is unknown)."""
         for call, error in (
             ("pidfd_open", "ENOSYS"),

@@ -1,4 +1,4 @@
-"""What a daemon's end is called in the log and in the events, and what the supervisor's own exit code becomes of it."""
+"""How an exit appears in the log and in the events, and which exit status the supervisor derives from it."""
 
 import re
 from signal import SIGCONT, SIGTERM, Signals
@@ -42,7 +42,7 @@ class SupervisorTest(NamespaceTestCase):
         }
         self.assertEqual({script: bundle.exit() for script, bundle in bundles.items()}, ends)
 
-    def test_of_several_failures_the_worst_is_told(self) -> None:
+    def test_of_several_failures_the_worst_counts(self) -> None:
         with Bundle([daemon(f"d{code}", *shell(f"exit {code}")) for code in (3, 200, 0, 9)]) as bundle:
             self.assertEqual(bundle.exit(), 200)
 
@@ -82,7 +82,7 @@ class SupervisorTest(NamespaceTestCase):
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 143)
 
-    def test_of_a_shutdown_the_worst_end_is_told(self) -> None:
+    def test_of_a_shutdown_the_worst_exit_counts(self) -> None:
         """One that had to be killed is worse than any that stopped when it was told to, whatever its code."""
         polite = {code: child("signals.py", "--end", code) for code in (0, 5, 200)}
         term, stays = shell("echo ready; exec sleep 1000"), child("signals.py", "--stay")
@@ -104,7 +104,7 @@ class SupervisorTest(NamespaceTestCase):
             bundle.signal(SIGTERM)
         self.assertEqual([bundle.exit() for bundle in bundles], [code for _, _, code in expected])
 
-    def test_a_command_that_cannot_be_executed_is_126_or_127_and_the_others_run_on(self) -> None:
+    def test_a_command_that_cannot_be_executed_is_126_or_127_and_the_others_keep_running(self) -> None:
         place = self.scratch()
         not_executable, no_interpreter = place / "plain-file", place / "script"
         not_executable.write_text("#!/bin/sh\n")

@@ -72,7 +72,7 @@ class LimitTest(NamespaceTestCase):
         self.assertRegex(self.in_place.log, rb"sidecar-init: pipelock has not stopped after 5\.\d s; killing it")
         self.in_place.wait_for(b"[pipelock] ready\n", times=2)
 
-    def test_4_a_check_that_hangs_is_given_up_and_leaves_the_running_one_alone(self) -> None:
+    def test_4_a_check_that_hangs_is_given_up_and_does_not_affect_the_running_process(self) -> None:
         event = self.check.wait_for_event("refused", "pipelock")
         self.assertIn("2.5", event["reason"])
         wait_until(lambda: not self.check.running_commands("sleep 2000"), 5, "the check to be gone")
@@ -80,13 +80,13 @@ class LimitTest(NamespaceTestCase):
         self.assertEqual(self.check.daemon("pipelock")["state"], "running")
         self.assertEqual(self.check.lines("pipelock"), [b"ready"])
 
-    def test_5_a_daemon_that_waits_for_one_that_is_never_ready_starts_in_the_end_with_a_warning(self) -> None:
+    def test_5_a_daemon_that_waits_for_one_that_is_never_ready_finally_starts_with_a_warning(self) -> None:
         self.after.wait_for(b"sidecar-init: second started")
         self.after.wait_for_state("second", "running")
         said = [line for line in self.after.own_lines() if "first" in line and "second" in line]
         self.assertEqual(said, ["second waits for first", "first is not ready after 2.5 s; starting second anyway"])
 
-    def test_6_one_that_exits_at_once_comes_back_ever_later_and_is_called_crash_looping_once(self) -> None:
+    def test_6_one_that_exits_at_once_is_restarted_ever_later_and_reported_as_crash_looping_once(self) -> None:
         self.loop.wait_for_event("crash-looping", "a")
         self.loop.wait_for_event("exited", "a", times=5)
         delays = [one["next_start_in"] for one in self.loop.events("exited", "a")[:5]]

@@ -174,7 +174,7 @@ class StateDirectoryTest(AttackTestCase):
 
 
 class CommandTest(NamespaceTestCase):
-    """What the commands read was written by PID 1, or by a daemon of root that had other ideas."""
+    """What the commands read was written by PID 1, or by a hostile daemon of root."""
 
     COMMANDS = (("health",), ("status",), ("status", "--json"), ("events",), ("events", "--json"), ("apply", "web"))
 

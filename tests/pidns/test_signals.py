@@ -41,7 +41,7 @@ class ShutdownTest(NamespaceTestCase):
             bundle.exit()
             self.assertCountEqual(bundle.lines("a"), [b"ready", b"child ready", b"SIGTERM", b"child SIGTERM"])
 
-    def test_a_daemon_that_was_stopped_takes_its_term_all_the_same(self) -> None:
+    def test_a_suspended_daemon_still_gets_its_term(self) -> None:
         with Bundle([daemon("a", *SIGNALS)]) as bundle:
             bundle.wait_for(b"[a] ready\n")
             stopped = bundle.host_pid(bundle.daemon("a")["pid"])

@@ -43,7 +43,7 @@ class OneshotTest(NamespaceTestCase):
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 0)
 
-    def test_what_comes_after_a_migration_that_failed_for_good_waits_and_is_told_why(self) -> None:
+    def test_what_comes_after_a_migration_that_failed_for_good_waits_and_the_status_says_why(self) -> None:
         daemons = [
             daemon("migration", *shell("exit 3"), oneshot=True),
             daemon("app", *SIGNALS, after=["migration"]),
@@ -413,7 +413,7 @@ class PrefixTest(NamespaceTestCase):
             self.assertEqual(lines.count(json), 2)
             self.assertIn("[b] hello", lines)
 
-    def test_its_secrets_are_redacted_all_the_same(self) -> None:
+    def test_its_secrets_are_still_redacted(self) -> None:
         env, secrets = {"API_KEY_1": "correct-horse-battery"}, {"API_KEY_": "a"}
         shows: Sequence[str] = shell("echo key=$API_KEY_1")
         with Bundle([daemon("a", *shows, prefix=False)], env=env, secrets=secrets) as bundle:

@@ -98,7 +98,7 @@ class Baking(BakeTest):
                 self.assertEqual(self.out.read_text() if self.out.exists() else None, older)
         self.assertEqual(sorted(path.name for path in self.path.iterdir()), ["out.pyc", "table.toml"])
 
-    def test_a_file_that_cannot_be_written_is_told_with_what_to_do(self) -> None:
+    def test_a_file_that_cannot_be_written_is_reported_with_what_to_do(self) -> None:
         folder, plain = self.path / "folder.pyc", self.path / "plain"
         folder.mkdir()
         plain.touch()

@@ -134,7 +134,7 @@ class WithoutSupervisor(CommandTest):
         expected = "cannot find events: no supervisor has written any\n"
         self.assertEqual(self.run_command("events"), (1, "", expected))
 
-    def test_a_state_that_is_turned_off_is_told(self) -> None:
+    def test_a_state_that_is_turned_off_is_reported(self) -> None:
         for name in ("BOT_BOTTLE_SIDECAR_STATE_DIR", "SIDECAR_INIT_STATE_DIR"):
             self.use_environment(**{name: ""})
             for command in (*NEED_A_SUPERVISOR, ["events"]):
@@ -177,7 +177,7 @@ class WithoutSupervisor(CommandTest):
         with mock.patch.object(sidecar_init, "_state_directories", lambda: places):
             self.assertIn("place tmp", self.run_command("events")[1])
 
-    def test_an_answer_that_cannot_be_written_is_told(self) -> None:
+    def test_an_answer_that_cannot_be_written_is_reported(self) -> None:
         self.write_status(os.getpid())
         for stdout, reason in ((">/dev/full", "No space left on device"), (">&-", "stdout is closed")):
             with self.subTest(stdout):
@@ -186,7 +186,7 @@ class WithoutSupervisor(CommandTest):
                 told = (answer.returncode, answer.stderr)
                 self.assertEqual(told, (1, f"cannot write the answer: {reason}\n"))
 
-    def test_one_that_is_gone_is_told_with_its_last_update(self) -> None:
+    def test_one_that_is_gone_is_reported_with_its_last_update(self) -> None:
         self.write_status(os.getpid(), start_ticks=1)  # the pid is another process's by now
         code, out, err = self.run_command("status")
         gone = f"supervisor (pid {os.getpid()}) is not running; last update {TIME}\n"
@@ -213,7 +213,7 @@ class WithoutSupervisor(CommandTest):
 
 
 class ForgedState(CommandTest):
-    """The state may have been written by a daemon that was taken over, or by another user in /tmp."""
+    """The state may have been written by a compromised daemon, or by another user in /tmp."""
 
     UNUSABLE = "cannot use the state: it was not written by a supervisor of this version\n"
 
@@ -229,7 +229,7 @@ class ForgedState(CommandTest):
         self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_REAL, 20, 0.2)  # also the next one, after a subtest that has failed
 
-    def test_a_file_that_is_no_status_is_told(self) -> None:
+    def test_a_file_that_is_no_status_is_reported(self) -> None:
         living = {"pid": os.getpid(), "start_ticks": sidecar_init._start_ticks(os.getpid()), "signals": {}}
         wrong: list[object] = [[{}], [7], {"a": 1}, [{**DAEMON, "started_at": 5}], [{**DAEMON, "name": []}], 7, None]
         forged = [json.dumps({**living, "daemons": daemons}) for daemons in wrong]
@@ -399,7 +399,7 @@ class Status(CommandTest):
         status = json.loads(self.run_command("status", "db", "--json")[1])
         self.assertEqual([row["name"] for row in status["daemons"]], ["db"])
 
-    def test_a_name_that_is_unknown_is_told(self) -> None:
+    def test_a_name_that_is_unknown_is_reported(self) -> None:
         self.write_status(os.getpid())
         expected = "cannot find daemon db: it is not in the table, or not selected; there are web\n"
         for command in (["status", "db"], ["status", "web", "db"], ["apply", "db"], ["restart", "db"]):
@@ -479,7 +479,7 @@ class Events(CommandTest):
         self.assertEqual(len(lines), 20)
         self.assertEqual(lines[0], "2026-11-21 03:04:05  started       web          pid 12, number 10")
 
-    def test_it_shows_as_many_as_one_likes(self) -> None:
+    def test_it_shows_as_many_as_requested(self) -> None:
         for n, expected in ((0, 0), (1, 1), (29, 29), (1000, 30)):
             self.assertEqual(len(self.run_command("events", "-n", str(n))[1].splitlines()), expected)
 
@@ -503,7 +503,7 @@ class Events(CommandTest):
                 self.assertEqual([json.loads(line)["daemon"] for line in lines], expected)
                 self.assertEqual(len(self.run_command("events", *names)[1].splitlines()), len(expected))
 
-    def test_as_many_of_a_name_as_one_likes_are_shown(self) -> None:
+    def test_as_many_of_a_name_as_requested_are_shown(self) -> None:
         self.write_events(
             *({"event": "ready", "daemon": name, "number": n} for n in range(9) for name in ("db", "web"))
         )
@@ -624,12 +624,12 @@ class Apply(Reload):
         self.answered(signal.SIGHUP, answered=5, answer="SIGHUP delivered to web")
         self.assertEqual(self.run_command("apply", "web"), (0, "SIGHUP delivered to web\n", ""))
 
-    def test_forward_that_was_dropped_is_told(self) -> None:
+    def test_forward_that_was_dropped_is_reported(self) -> None:
         answer = "cannot signal web: it is not running"
         self.answered(signal.SIGHUP, answered=5, answer=answer, refused=True)
         self.assertEqual(self.refusal("apply", "web"), f"{answer}\n")
 
-    def test_one_that_has_no_handler_and_exits_is_told(self) -> None:
+    def test_one_that_has_no_handler_and_exits_is_reported(self) -> None:
         self.answered(signal.SIGHUP, answered=5, pid=None, last_exit="was terminated by SIGHUP")
         self.assertEqual(
             self.refusal("apply", "web"),
@@ -662,23 +662,23 @@ class Apply(Reload):
         self.answered(signal.SIGHUP, asked=6, answered=5, answer="SIGHUP delivered to web")
         self.assertIn("has not answered", self.refusal("apply", "web", "--timeout", "0.1"))
 
-    def test_a_supervisor_that_does_not_answer_is_told(self) -> None:
+    def test_a_supervisor_that_does_not_answer_is_reported(self) -> None:
         self.write_status(self.stand_in(signal.SIGHUP))
         expected = "cannot apply web: the supervisor has not answered after 0.1 s; see its log\n"
         self.assertEqual(self.refusal("apply", "web", "--timeout", "0.1"), expected)
 
-    def test_a_supervisor_that_exits_meanwhile_is_told(self) -> None:
+    def test_a_supervisor_that_exits_meanwhile_is_reported(self) -> None:
         pid = self.stand_in()  # HUP ends it
         self.write_status(pid)
         threading.Thread(target=os.waitid, args=(os.P_PID, pid, os.WEXITED)).start()
         self.assertIn("cannot reach the supervisor: supervisor (pid ", self.refusal("apply", "web"))
 
-    def test_a_shutdown_is_told(self) -> None:
+    def test_a_shutdown_is_reported(self) -> None:
         pid = self.answered(signal.SIGHUP)
         self.write_status(pid, to="answer", state="shutting-down")
         self.assertEqual(self.refusal("apply", "web"), "cannot apply web: the supervisor is shutting-down\n")
 
-    def test_what_no_signal_reloads_is_told_with_what_they_reload(self) -> None:
+    def test_what_no_signal_reloads_is_reported_with_what_they_reload(self) -> None:
         self.write_status(os.getpid(), daemons=[DAEMON, {**DAEMON, "name": "app"}])
         expected = "cannot apply app: the table's signals reload web, db; try restart\n"
         self.assertEqual(self.refusal("apply", "app"), expected)
@@ -696,24 +696,24 @@ class Restart(Reload):
         self.answered(35, answered=5, pid=None, state="exited")
         self.assertEqual(self.run_command("restart", "web"), (0, "web restarted and ready\n", ""))
 
-    def test_a_check_that_failed_is_told_with_the_reason(self) -> None:
+    def test_a_check_that_failed_is_reported_with_the_reason(self) -> None:
         answer = "cannot restart web: its check exited with status 3 (bad port)"
         self.answered(35, answered=5, refused=True, answer=answer)
         self.assertEqual(self.refusal("restart", "web"), f"{answer}\n")
 
-    def test_one_that_exits_before_it_is_ready_is_told_with_the_reason(self) -> None:
+    def test_one_that_exits_before_it_is_ready_is_reported_with_the_reason(self) -> None:
         self.answered(35, answered=5, ready=False, state="backoff", reason="exited with status 3")
         self.assertEqual(
             self.refusal("restart", "web"),
             "cannot confirm that web is ready: it was restarted, but exited with status 3; see its log\n",
         )
 
-    def test_one_that_does_not_become_ready_is_told(self) -> None:
+    def test_one_that_does_not_become_ready_is_reported(self) -> None:
         self.answered(35, answered=5, ready=False, state="starting")
         expected = "cannot confirm that web is ready: it was restarted, but is not ready after 0.1 s; see its log\n"
         self.assertEqual(self.refusal("restart", "web", "--timeout", "0.1"), expected)
 
-    def test_a_row_without_a_signal_is_told(self) -> None:
+    def test_a_row_without_a_signal_is_reported(self) -> None:
         self.write_status(os.getpid(), daemons=[{**DAEMON, "signal": None}])
         expected = "cannot restart web: its row has no signal, which only the first 31 rows can have\n"
         self.assertEqual(self.refusal("restart", "web"), expected)
@@ -887,7 +887,7 @@ class Plan(CommandTest):
         row = "1      web   -     80    -      never    sh"
         self.assertEqual((code, lines[1], lines[3:]), (1, row, ["there is no daemon other; ignored"]))
 
-    def test_no_daemon_selected_is_told(self) -> None:
+    def test_no_daemon_selected_is_reported(self) -> None:
         os.environ["SIDECAR_INIT_DAEMONS"] = ","
         self.assertEqual(self.plan(), (0, ["no daemons selected; nothing to do", "ok"]))
 
@@ -935,7 +935,7 @@ class Plan(CommandTest):
         self.assertEqual((code, lines[-1]), (0, "ok"))
         self.assertIn("- (not web: not root)", lines[1])
 
-    def test_an_egress_without_its_proxy_is_told_with_the_ways_out(self) -> None:
+    def test_an_egress_without_its_proxy_is_reported_with_the_ways_out(self) -> None:
         self.table.write_text(
             "".join(f'[[daemon]]\nname = "{name}"\nargv = ["sh"]\n' for name in ("egress", "pipelock"))
         )
@@ -979,7 +979,7 @@ class Imports(CommandTest):
         self.assertEqual((ended.returncode, ended.stderr), (3, ""))
         costly = {"argparse", "json", "tomllib", "subprocess", "typing", "dataclasses", "re", "enum", "socket"}
         imported = set(ended.stdout.splitlines()[-1].split())
-        self.assertEqual(imported & {"_ctypes", "ctypes"}, {"_ctypes"})  # it has been a whole life
+        self.assertEqual(imported & {"_ctypes", "ctypes"}, {"_ctypes"})  # it was a whole run
         self.assertEqual(imported & costly, set())
         self.assertTrue((Path(self.path) / "status.json").exists())
 

@@ -83,7 +83,7 @@ class Warnings(UnitTest):
     def test_daemons_with_different_users_are_kept_apart(self) -> None:
         self.assertEqual(self.warnings(a="web", b="db", c=None), [])
 
-    def test_an_owner_that_shares_its_user_is_told(self) -> None:
+    def test_an_owner_that_shares_its_user_is_reported(self) -> None:
         self.check(a="web", b="web")
 
     def test_two_names_of_one_uid_are_one_user(self) -> None:
@@ -113,7 +113,7 @@ class Warnings(UnitTest):
     def test_an_owner_that_does_not_run_gives_nothing_away(self) -> None:
         self.assertEqual(self.warnings(b="web", c="web"), [])
 
-    def test_a_capability_that_opens_what_others_have_is_told(self) -> None:
+    def test_a_capability_that_opens_what_others_have_is_reported(self) -> None:
         specs = (
             _DaemonSpec("nginx", ["true"], capabilities=["NET_BIND_SERVICE", "SETUID", "CHOWN"]),
             _DaemonSpec("a", ["true"], user="web"),
@@ -135,7 +135,7 @@ class Warnings(UnitTest):
         self.patch("_SECRETS", {})
         self.assertEqual(_warnings((risky, owner)), [])
 
-    def test_names_that_are_asked_for_and_not_in_the_table_are_told(self) -> None:
+    def test_names_that_are_asked_for_and_not_in_the_table_are_reported(self) -> None:
         os.environ["SIDECAR_INIT_DAEMONS"] = "a,other"
         self.assertEqual(self.warnings(a="web"), ["there is no daemon other; ignored"])
 

@@ -46,7 +46,7 @@ class Contents(FilesTest):
         said = self.says('echo "${GONE-unset} $KEY ${NONE-unset} $LAST"; cat $KEY $LAST', files=files)
         self.assertEqual(said, ["unset /proc/self/fd/4 unset /proc/self/fd/6", "contentscontents"])
 
-    def test_one_that_is_missing_is_told_once_with_the_reason(self) -> None:
+    def test_one_that_is_missing_is_reported_once_with_the_reason(self) -> None:
         files = {"GONE": f"{self.folder}/gone", "NONE": "/no/such/folder/file"}
         supervisor = self.supervise(self.web("exit 1", restart="always", files=files))
         self.tick_until(supervisor, lambda: self.logged().count("web started") > 2, "three starts")

@@ -497,7 +497,7 @@ class ReadinessCommand(MachineTest):
                 self.walk(("killed probe", state))
                 self.assertEqual(self.tries(), 1)
 
-    def test_the_next_life_has_to_pass_it_too(self) -> None:
+    def test_the_next_process_has_to_pass_it_too(self) -> None:
         self.begin()
         self.walk(("answers 0", "running"), ("usr1", "stopping"), ("exits 0", "starting"))
         self.assertFalse(self.status()["ready"])

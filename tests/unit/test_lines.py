@@ -98,7 +98,7 @@ class OtherPrefixes(unittest.TestCase):
     def test_without_a_prefix_whole_lines_pass_unchanged(self) -> None:
         self.assertEqual(self.fed(b"", b'{"a": 1}\n\n{"b": "\r"}\r\nhalf'), b'{"a": 1}\n\n{"b": "\r"}\r\n')
 
-    def test_without_a_prefix_long_lines_are_split_all_the_same(self) -> None:
+    def test_without_a_prefix_long_lines_are_still_split(self) -> None:
         self.assertEqual(self.fed(b"", b"a" * (_LINE_LIMIT + 1) + b"\n"), b"a" * _LINE_LIMIT + b"\na\n")
 
 

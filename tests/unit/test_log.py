@@ -261,7 +261,7 @@ class Close(LogTest):
         last = b"\nsidecar-init: %d log lines were lost: the log's reader stalled\n" % left
         self.assertTrue(text.endswith(last), text[-200:])
 
-    def test_without_a_reader_it_ends_all_the_same(self) -> None:
+    def test_without_a_reader_it_still_ends(self) -> None:
         log = self.open(self.pipe()[1])
         self.put_all(log)
         log.close(time.monotonic())

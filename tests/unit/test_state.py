@@ -195,7 +195,7 @@ class Directory(StateTest):
         self.is_refused(path, "it belongs to another user")
         self.assertEqual((path.stat().st_mode, sorted(os.listdir(path))), before)
 
-    def test_a_file_in_its_place_is_told(self) -> None:
+    def test_a_file_in_its_place_is_reported(self) -> None:
         self.path.write_text("")
         self.is_refused(self.path, "File exists")
 
@@ -229,7 +229,7 @@ class Directory(StateTest):
         self.assertEqual(sorted(os.listdir(self.path.with_name("moved"))), ["events.jsonl", "status.json"])
         self.assertEqual(os.listdir(target), [])
 
-    def test_one_that_is_removed_is_told_once_and_not_created_again(self) -> None:
+    def test_one_that_is_removed_is_reported_once_and_not_created_again(self) -> None:
         state = self.state()
         self.path.rmdir()
         for _ in range(3):

@@ -198,10 +198,10 @@ class Mistakes(TableTest):
                 told = (expected, TOO_DEEP) if "a." * 1200 in text else expected
                 self.assertTrue(self.refusal(str(self.path)).startswith(told), self.refusal(str(self.path)))
 
-    def test_a_file_that_is_missing_is_told(self) -> None:
+    def test_a_file_that_is_missing_is_reported(self) -> None:
         self.assertEqual(self.refusal(str(self.path)), "No such file or directory")
 
-    def test_a_directory_is_told(self) -> None:
+    def test_a_directory_is_reported(self) -> None:
         self.assertEqual(self.refusal(str(self.path.parent)), "Is a directory")
 
     def test_no_text_of_python_is_shown(self) -> None:
@@ -234,7 +234,7 @@ class Mistakes(TableTest):
 class Parser(TableTest):
     """A child parses the file: what that takes, and what becomes of it, does not concern PID 1."""
 
-    def test_one_that_is_killed_is_told(self) -> None:
+    def test_one_that_is_killed_is_reported(self) -> None:
         self.patch("_parse_table", lambda _: os.kill(os.getpid(), signal.SIGKILL))
         self.assertEqual(
             self.refusal(str(self.path)), "its parser was killed; the table may be too large for the memory"
