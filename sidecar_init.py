@@ -694,6 +694,7 @@ class _Log:
 
     def __init__(self, fd: int, secrets: _Secrets) -> None:
         self.secrets = secrets
+        bytes(1 << 21)  # allocated and freed: glibc now keeps up to 4 MiB, and no turn has to fault its pages in again
         self._buffer, self._is_mid_line = bytearray(), False
         self._lost, self._why_lost = 0, ""  # lines
         self._said: set[str] = set()
