@@ -5,7 +5,7 @@
 #   EGRESS_TOKEN_*         the tokens that routes name; read by the addon alone
 #   EGRESS_ROUTES          what may leave            /etc/egress/routes.yaml
 #   EGRESS_UPSTREAM_PROXY  where it goes             http://127.0.0.1:8888, pipelock; empty: straight out
-#   EGRESS_UPSTREAM_CA     who vouches for servers   a PEM file instead of mitmproxy's own set; empty: that set
+#   EGRESS_UPSTREAM_CA     the CAs of servers        a PEM file instead of mitmproxy's own set; empty: that set
 #   EGRESS_CONFDIR         the CA shown to clients   the one mounted at $HOME/.mitmproxy/mitmproxy-ca.pem; else
 #                                                    /var/lib/egress if it exists, else $HOME/.mitmproxy: made there
 #   EGRESS_LOG             which requests it logs    all; refused: only those

@@ -1,7 +1,7 @@
 """The supervise daemon: an MCP server that shows the agent what its sidecars are doing.
 
 It reads the two files that the supervisor writes and nothing else. It holds no secret, takes no command and writes
-nothing, so whoever reaches its port may ask it.
+nothing, so any client that reaches its port may ask it.
 
     POST /mcp     one JSON-RPC message in, one JSON object out; no stream, no session; `/` is the same
     GET /health   200 as long as it answers

@@ -30,7 +30,7 @@ needs_the_real_programs = unittest.skipUnless(
 
 
 def secret() -> str:
-    """A string that gitleaks takes for a GitHub token, made anew each time."""
+    """A string that gitleaks takes for a GitHub token, a new one each time."""
     return "gh" + "p_" + "".join(random.SystemRandom().sample("bcdfghjkmnpqrstvwxzBCDFGHJKMNPQRSTVWXZ0123456789", 36))
 
 

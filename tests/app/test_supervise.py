@@ -179,7 +179,7 @@ class SuperviseTestCase(unittest.TestCase):
         self.assertIn(text, result["content"][0]["text"])
 
     def assert_serving_and_silent(self) -> None:
-        """Nobody was harmed: the next client is answered, and no traceback was written."""
+        """No harm was done: the next client is answered, and no traceback was written."""
         self.assertEqual(self.ask("GET", "/health").status, 200)
         self.assertEqual(self.stop(), "")
 

@@ -31,7 +31,7 @@ def answer(kind: int, key: bytes) -> bytes:
 
 
 def open_port() -> socket.socket:
-    """For those that start after this one: the C library asks again only long after it found nobody there."""
+    """For those that start after this one: the C library asks again only long after it found no server."""
     ready = socket.socket()
     ready.bind(("0.0.0.0", 7000))
     ready.listen()

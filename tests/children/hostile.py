@@ -2,7 +2,7 @@
 
 hostile.py REPORT --private FILE [--setuid-cat FILE] [--gate FILE] [--user-namespace]
 
-It waits for GATE, then attacks the supervisor and egress, whom it finds in status.json. What it looks for is
+It waits for GATE, then attacks the supervisor and egress, which it finds in status.json. What it looks for is
 `sesame-` and 32 hexadecimal digits. REPORT gets, for each attempt, why it was refused and what it found:
 
     {"environ of egress": {"refused": "EACCES", "found": []}, ...}
@@ -236,7 +236,7 @@ def restarts() -> int:
 
 
 def storm() -> bytes:
-    """Restart after restart, and a look at whoever is there: between fork and exec a child is a copy of PID 1."""
+    """Looks at every process during many restarts: between fork and exec a child is a copy of PID 1."""
     seen, turn = [], 0
     while turn < 300 or restarts() < 5:
         os.kill(1, (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2)[turn % 3])

@@ -47,7 +47,7 @@ def restart_pipelock() -> None:
 class Holder:
     """Keeps the address space alive that the next child of PID 1 has before its exec, with its environment in it.
 
-    Whoever reads /proc/PID/cmdline holds it until the bytes are copied, and the copy waits as long as the page that it
+    A process that reads /proc/PID/cmdline holds it until the bytes are copied. The copy waits while the page that it
     goes to is being punched out of its file: for many milliseconds, if it is one of very many.
     """
 

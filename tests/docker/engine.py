@@ -285,7 +285,7 @@ class Bundle(Container):
         return next((daemon for daemon in daemons if daemon["name"] == name), {})
 
     def ca(self) -> str:
-        """Put egress's CA where the world sees it, as whoever sets up an agent would; its path there."""
+        """Put egress's CA where the world sees it, as one would for an agent; its path there."""
         pem = self.exec("cat", "/var/lib/egress/mitmproxy-ca-cert.pem").stdout
         (self.world.shared / "egress-ca.pem").write_text(pem)
         return "/shared/egress-ca.pem"

@@ -321,7 +321,7 @@ class Namespace:
     def close_reader(self) -> None:
         """Go away, as a log reader that was killed: the next write gets EPIPE."""
         assert self._read_end is not None
-        with open("/dev/null") as null:  # a close would let the number be reused under the hands of the thread
+        with open("/dev/null") as null:  # a close would let the number be reused while the thread uses it
             os.dup2(null.fileno(), self._read_end)
 
     def suspend(self) -> None:
@@ -363,7 +363,7 @@ class Namespace:
         )
 
     def processes(self) -> dict[int, Process]:
-        """What lives below PID 1, zombies too, by the host's pid."""
+        """The processes below PID 1, zombies included, by the host's pid."""
         found: dict[int, Process] = {}
         unseen = _children(self.pid1)
         while unseen:
@@ -383,7 +383,7 @@ class Namespace:
         raise AssertionError(f"no process {pid} in the namespace: {self.processes()}")
 
     def running_commands(self, part: str) -> list[Process]:
-        """The living processes with `part` in their command line."""
+        """The running processes with `part` in their command line."""
         return [process for process in self.processes().values() if part in process.command and process.state != "Z"]
 
     def wait_for_stall(self, program: str, count: int = 1) -> None:

@@ -34,7 +34,7 @@ OF_ONE = [
     *("environ", "task", "maps", "auxv", "cwd", "root"),
     *("mem", "fd", "ptrace", "process_vm_readv", "pidfd_getfd", "perf_event_open"),
 ]
-REFUSED = {f"{what} of {whom}" for what in OF_ONE for whom in ("supervisor", "egress")} | {
+REFUSED = {f"{what} of {target}" for what in OF_ONE for target in ("supervisor", "egress")} | {
     *("file of mode 0600", "setuid to egress's account", "setuid program"),
     *("mount", "chroot", "setns", "mknod", "bpf"),
 }
@@ -79,7 +79,7 @@ class SecretsTestCase(NamespaceTestCase):
 
 
 class HostileDaemonTest(SecretsTestCase):
-    """One long attack for each way to be somebody."""
+    """One long attack for each kind of account."""
 
     def setUp(self) -> None:
         self.place = self.scratch()
@@ -355,7 +355,7 @@ class PrivilegeTest(SecretsTestCase):
             self.assertEqual(len(said), 1, bundle.own_lines())
 
     def test_without_any_capability_daemons_of_root_start(self) -> None:
-        """The control of the two above: there is nothing to drop, and nobody to become."""
+        """The control of the two above: there is no capability to drop, and no account to become."""
         with under(Bundle([daemon("a", *SLEEP)]), "setpriv", "--bounding-set", "-all") as bundle:
             bundle.wait_for_state("a", "running")
 

@@ -1,4 +1,4 @@
-"""Processes: PID 1 signals only its own, whoever has taken a number over, and no daemon can keep it from its work."""
+"""Processes: PID 1 signals only its own, even if an ID was reused, and no daemon can block it."""
 
 from __future__ import annotations
 

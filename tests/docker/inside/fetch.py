@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 parser = argparse.ArgumentParser()
 parser.add_argument("url")
 parser.add_argument("--proxy", default="127.0.0.1:9099")
-parser.add_argument("--ca", help="whom to trust for https")
+parser.add_argument("--ca", help="the CA to trust for https")
 parser.add_argument("--header", action="append", default=[], help="NAME=VALUE, more than once; Host too")
 options = parser.parse_args()
 
