@@ -1977,14 +1977,11 @@ class _Directory:
 
     def append(self, name: str, lines: bytes, limit: int) -> None:
         """All or nothing; a file that has reached the limit gets the name NAME.1, and the next one begins."""
-        fd = self._open(name, os.O_APPEND)
-        try:
-            size = os.fstat(fd).st_size
-            if os.write(fd, lines) < len(lines):
-                os.ftruncate(fd, size)
+        with open(self._open(name, os.O_APPEND), "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(lines) < len(lines):
+                file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(fd)
         if size + len(lines) >= limit:
             os.replace(name, f"{name}.1", src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
