@@ -1134,7 +1134,7 @@ class _Readiness:
 
     def _port(self) -> Generator[float, None, None]:
         """Ends when a socket listens that did not before the process was started."""
-        port = self._daemon.spec.port or 0
+        port, said = self._daemon.spec.port or 0, ""
         while True:
             try:
                 sockets = self._ports.sockets(port)
@@ -1143,7 +1143,8 @@ class _Readiness:
                 problem = f"another process holds port {port}" if sockets else ""
             except OSError as error:
                 problem = f"listening sockets cannot be read: {error.strerror}"
-            if problem:
+            if problem not in ("", said):  # once: the readiness command has its own reasons
+                said = problem
                 self._daemon.history.explain(f"is not ready: {problem}")
             now = self._daemon.clock()
             yield now - now % self._ports.interval + self._ports.interval  # all look in one turn of the loop

@@ -537,6 +537,17 @@ class ReadinessCommand(MachineTest):
             self.happen("deadline")
         self.assert_said("web is not ready: its readiness command exited with status 1")
 
+    def test_what_is_wrong_with_the_port_and_with_it_is_logged_once_each(self) -> None:
+        self.supervise(web(ready=["probe"], port=80))
+        self.system.listen(80)
+        self.happen("start")
+        for _ in range(20):
+            self.happen("answers 1")
+            self.happen("wait 2")
+            self.happen("wait 1")
+        self.assert_said("web is not ready: another process holds port 80")
+        self.assert_said("web is not ready: its readiness command exited with status 1")
+
     def test_one_that_cannot_be_executed_counts_as_a_failure(self) -> None:
         self.supervise(web(ready=["probe"]))
         self.walk(("hangs", "waiting"), ("start", "starting"))
