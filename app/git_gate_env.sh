@@ -12,7 +12,6 @@
 
 # Limits of a push. What exceeds one is refused, and the pusher is told which.
 : "${GIT_GATE_PUSH_MIB:=256}"                            # the pack, compressed
-: "${GIT_GATE_PUSH_REFS:=1000}"                          # branches and tags in one push
 : "${GIT_GATE_OBJECT_MIB:=32}"                           # one file, directory, commit or tag, not compressed
 : "${GIT_GATE_FILE_LINES:=1000000}"                      # lines of one file
 : "${GIT_GATE_UNPACK_SECONDS:=300}"                      # CPU time of each process of git that unpacks
@@ -22,7 +21,7 @@
 : "${GIT_GATE_PUSH_SECONDS:=300}"                        # the wait for the mirror, and then upstream's answer
 export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_SSH_KEY GIT_GATE_KNOWN_HOSTS
 export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SYNC_SECONDS
-export GIT_GATE_PUSH_MIB GIT_GATE_PUSH_REFS GIT_GATE_OBJECT_MIB GIT_GATE_FILE_LINES
+export GIT_GATE_PUSH_MIB GIT_GATE_OBJECT_MIB GIT_GATE_FILE_LINES
 export GIT_GATE_UNPACK_SECONDS GIT_GATE_SCAN_MIB GIT_GATE_SCANS GIT_GATE_SCAN_SECONDS GIT_GATE_PUSH_SECONDS
 
 # git passes over a hook that is missing or not executable, and takes the push: without the hook, no service.

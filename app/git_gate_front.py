@@ -46,6 +46,7 @@ IDLE_SECONDS = 300  # of another; it may be long over its deltas before it sends
 SERVICE_SECONDS = 3600  # for all that a client sends; a push may then go on for as long again
 MAX_FETCH_REQUEST = 16 << 20  # git remembers each line of it; this is room for 300,000 of them
 MAX_PUSH_COMMANDS = 4 << 20  # what comes before the pack; git remembers these as well
+PUSH_REFS = int(os.environ.get("GIT_GATE_PUSH_REFS") or 100)  # if one name is bad, git starts a process for each
 PIECE = 1 << 16
 
 # A small pack may take long to unpack, and git completes it by the bases of its deltas, which may be large.
@@ -392,21 +393,26 @@ def up_to(limit: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def with_few_commands(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Pass on a push if its list of refs, which the first flush packet ends, is not too long."""
-    total, left, head, is_list = 0, 0, b"", True
+    total, refs, left, head, is_new, is_list = 0, 0, 0, b"", False, True
     for piece in pieces:
         position = 0
         while is_list and position < len(piece):
             if left:
                 step = min(left, len(piece) - position)
                 left -= step
+                refs += is_new and piece[position] != ord("s")  # a line of a shallow clone's: "shallow ID"
+                is_new = False
             else:
                 step = min(4 - len(head), len(piece) - position)
                 head += piece[position : position + step]
             position += step
             if len(head) == 4:
                 is_list = bool(re.fullmatch(rb"[0-9A-Fa-f]{4}", head)) and int(head, 16) >= 4  # else git refuses it
-                left, head = (int(head, 16) - 4 if is_list else 0), b""
+                left, head, is_new = (int(head, 16) - 4 if is_list else 0), b"", True
         total += position
+        if refs > PUSH_REFS:
+            limit = f"GIT_GATE_PUSH_REFS={PUSH_REFS}"
+            raise Refused(f"this push updates more branches and tags than {limit} allows; push fewer at a time")
         if total > MAX_PUSH_COMMANDS:
             raise BadRequest(f"the refs of a push may take {MAX_PUSH_COMMANDS} bytes")
         yield piece
@@ -536,6 +542,10 @@ class Exchange:
     def _next_piece(self) -> None:
         try:
             piece = next(self._pieces, None)
+        except Refused as why:
+            packet = b"\x03" + str(why).encode()  # as git sends its own errors once the push has begun
+            self._for_client, self.has_answered = self._framed(b"%04x%b" % (len(packet) + 4, packet)), True
+            piece = None
         except BadRequest as why:
             self.problem = str(why)
             if not self._is_push:

@@ -229,10 +229,10 @@ class Requests(DaemonCase):
     def test_a_list_of_refs_without_an_end_is_cut_off(self) -> None:
         client = self.connect(data=request("/demo", "git-receive-pack"))
         self.assertIn(b"report-status", client.recv(1 << 16))
-        commands = packet(f"{'0' * 40} {'1' * 40} refs/heads/{'x' * 100}\n") * 1000
+        lines = packet(f"shallow {'1' * 40}\n") * 1000
         with contextlib.suppress(OSError):
-            for _ in range(40):
-                client.sendall(commands)
+            for _ in range(100):
+                client.sendall(lines)
             client.shutdown(socket.SHUT_WR)
         self.assertIn(b"ERR the refs of a push may take 4194304 bytes", self.everything(client))
         self.assert_serves()

@@ -88,8 +88,31 @@ class LimitsOfAPush(Attack):
 
     def test_a_push_of_many_refs(self) -> None:
         self.gate(GIT_GATE_PUSH_REFS="3")
-        self.assert_refused(*(f"main:refs/heads/{n}" for n in range(4)), because="GIT_GATE_PUSH_REFS=3")
-        self.assert_accepted(*(f"main:refs/heads/{n}" for n in range(3)))
+        self.world.http(GIT_GATE_PUSH_REFS="3")
+        four = [f"main:refs/heads/{n}" for n in range(4)]
+        self.assert_refused(*four, because="allows; push fewer at a time")
+        before = self.world.both()
+        done = self.world.try_git("push", self.world.by_http(), *four, cwd=self.work)
+        self.assertIn("updates more branches and tags than GIT_GATE_PUSH_REFS=3 allows", done.stderr)
+        self.assertEqual(self.world.both(), before)
+        self.assert_accepted(*four[:3])
+
+    def test_a_push_of_101_refs_starts_no_process_for_each(self) -> None:
+        """git would ask for the objects of each, one process after the other, if one is broken."""
+        self.gate()
+        names = [f"refs/heads/{number}" for number in range(101)]
+        said = git_wire.push(self.world.git_port, git_wire.commands(*((NOTHING, self.base, name) for name in names)))
+        self.assertIn("updates more branches and tags than GIT_GATE_PUSH_REFS=100 allows", said)
+        said = git_wire.push(self.world.git_port, git_wire.commands(*((NOTHING, self.base, n) for n in names[:100])))
+        self.assertNotIn("GIT_GATE_PUSH_REFS", said)
+
+    def test_the_lines_of_a_shallow_clone_do_not_count(self) -> None:
+        self.gate()
+        lines = b"".join(git_wire.pkt_line(b"shallow " + self.base.encode()) for _ in range(200))
+        request = lines + git_wire.commands((NOTHING, self.base, "refs/heads/x"))
+        said = git_wire.push(self.world.git_port, request + git_wire.pack([]))
+        self.assertNotIn("GIT_GATE_PUSH_REFS", said)
+        self.assertIn("refs/heads/x", said)
 
     def unpack(self, pack: bytes) -> str:
         """What the gate says to a pack that should not be unpacked."""
