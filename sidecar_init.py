@@ -847,18 +847,17 @@ class _Launcher:
         step, kept = "prepare its process", spec.capabilities if os.geteuid() == 0 else ()
         try:
             os.setsid()
-            for source, target in ((self._null, 0), (output, 1), (output, 2)):
-                os.dup2(source, target)
-            for number in self._to_reset:
-                signal.signal(number, signal.SIG_DFL)
             _offer_to_oom_killer(self._kernel.proc)
             above = 3 + len(files)  # out of the way of each other
-            report, *files = (
-                fd if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (report, *files)
+            report, *sources = (
+                fd if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
+                for fd in (report, self._null, output, output, *files)
             )
-            for target, source in enumerate(files, 3):
+            for target, source in enumerate(sources):
                 if source >= 0:
                     os.dup2(source, target)
+            for number in self._to_reset:
+                signal.signal(number, signal.SIG_DFL)
             for kind, limits in self._limits.items():
                 resource.setrlimit(kind, limits)
             self._kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -1521,42 +1520,33 @@ _NO_ID = 2**32 - 1  # for setresuid: leave it as it is
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-class _Libc:
-    """As `ctypes.CDLL(None, use_errno=True)`; but importing ctypes would cost every start 2 ms and 0.8 MB.
+class _Kernel:
+    """What only libc or /proc can tell or do; opened once, before the first fork.
 
-    Arguments are bytes, ints of 32 bits and `word(n)` for addresses and sizes; results are ints of 32 bits.
+    Importing ctypes instead of what is below it would cost every start 2 ms and 0.8 MB. Arguments are bytes, ints of 32
+    bits and `_word(n)` for addresses and sizes; results are ints of 32 bits.
     """
 
     def __init__(self) -> None:
         c: Any = __import__("_ctypes")
-        flags = {"_flags_": c.FUNCFLAG_CDECL | c.FUNCFLAG_USE_ERRNO}
-        function: Any = type("Function", (c.CFuncPtr,), flags)
-        itself = c.dlopen(None, 0)
-        self._find: Callable[[str], Any] = lambda name: function(c.dlsym(itself, name))
-        self.word, self.get_errno = type("Word", (c._SimpleCData,), {"_type_": "L"}), c.get_errno
-
-    def __getattr__(self, name: str) -> Any:
-        return self._find(name)
-
-
-class _Kernel:
-    """What only libc or /proc can tell or do; opened once, before the first fork."""
-
-    def __init__(self) -> None:
-        self._libc, self.proc = _Libc(), os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        function: Any = type("Function", (c.CFuncPtr,), {"_flags_": c.FUNCFLAG_CDECL | c.FUNCFLAG_USE_ERRNO})
+        libc, self._get_errno = c.dlopen(None, 0), c.get_errno
+        self._function: Callable[[str], Callable[..., int]] = lambda name: function(c.dlsym(libc, name))
+        self._word: Any = type("Word", (c._SimpleCData,), {"_type_": "L"})
+        self.proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
         with open("/proc/self/status") as status:
             sets = {line[:6]: int(line[8:], 16) for line in status if line.startswith("Cap")}
         self._bounding, self._permitted = sets["CapBnd"], sets["CapPrm"]
 
-    def _call(self, name: str, *arguments: Any) -> int:
-        result: int = getattr(self._libc, name)(*arguments)
+    def call(self, name: str, *arguments: Any) -> int:
+        result = self._function(name)(*arguments)
         if result < 0:
-            number = self._libc.get_errno()
+            number = self._get_errno()
             raise OSError(number, os.strerror(number), name)
         return result
 
     def prctl(self, option: int, argument: int, second: int = 0) -> None:
-        self._call("prctl", option, argument, second, 0, 0)
+        self.call("prctl", option, argument, second, 0, 0)
 
     def has(self, capability: str) -> bool:
         return bool(self._bounding & self._permitted & 1 << _CAPABILITIES.index(capability))
@@ -1571,7 +1561,7 @@ class _Kernel:
         bits = sum(1 << _CAPABILITIES.index(one) for one in set(kept))
         ambient = () if os.geteuid() == 0 else kept
         halves = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in (bits, bits, bits if ambient else 0)]
-        self._call("capset", struct.pack("=II", 0x20080522, 0), struct.pack("=6I", *halves))
+        self.call("capset", struct.pack("=II", 0x20080522, 0), struct.pack("=6I", *halves))
         for name in ambient:
             self.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAPABILITIES.index(name))
 
@@ -1580,17 +1570,17 @@ class _Kernel:
         if not uid or os.geteuid() != 0:
             return action(*arguments)
         try:
-            self._libc.setfsuid(uid)
+            self._function("setfsuid")(uid)
             return action(*arguments)
         finally:
-            self._libc.setfsuid(0)
+            self._function("setfsuid")(0)
             self.prctl(_PR_SET_DUMPABLE, 0)  # the change may have made PID 1 dumpable
 
     def open_beneath(self, folder: int, name: str) -> int:
         """A handle of what has this name in or below the folder; nothing is opened for reading yet."""
         how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
         try:
-            return self._call("syscall", 437, folder, os.fsencode(name), how, self._libc.word(len(how)))  # openat2
+            return self.call("syscall", 437, folder, os.fsencode(name), how, self._word(len(how)))  # openat2
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ELOOP):
                 error.strerror = "its link leads out of its folder"
@@ -1621,15 +1611,12 @@ class _Kernel:
             raise
         return fd
 
-    def netlink(self, protocol: int) -> int:
-        return self._call("socket", 16, 3 | os.O_CLOEXEC, protocol)
-
     def empty_environment_block(self) -> None:
         """Clear the memory that /proc/PID/environ shows; os.environ and an execve with an environment do without it."""
         with open("/proc/self/stat", "rb") as file:
             start, end = map(int, file.read().rsplit(b") ", 1)[1].split()[47:49])
         if 0 < start < end:
-            self._libc.memset(self._libc.word(start), 0, self._libc.word(end - start))
+            self._function("memset")(self._word(start), 0, self._word(end - start))
 
 
 class _Account:
@@ -1665,10 +1652,6 @@ def _read_accounts() -> dict[str, _Account]:
     return accounts
 
 
-def _find_account(user: str, accounts: Mapping[str, _Account]) -> _Account | None:
-    return accounts.get(user) if user.strip(_DIGITS) else _Account.of_ids(user)
-
-
 def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) -> _Account | None:
     """None: the supervisor's. Raises _CannotStart if the daemon must not run as this user."""
     name = spec.user
@@ -1677,7 +1660,7 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
     if os.geteuid() != 0:
         log.say_once(f"{spec.name} runs as the supervisor's user: only root can switch to {name}")
         return None
-    account, make_it = _find_account(name, accounts), f"useradd --system --shell /usr/sbin/nologin {name}"
+    account, make_it = _Account.of_ids(name) or accounts.get(name), f"useradd --system --shell /usr/sbin/nologin {name}"
     if account is None:
         raise _CannotStart(f"become {name}", reason=f"there is no such user in /etc/passwd; make it: {make_it}")
     if account.uid == 0 and name != "root":
@@ -1859,7 +1842,7 @@ class _Ports:
         self._sockets: dict[int, frozenset[int]] | None = None
         self.interval, self._netlink = _POLL_INTERVAL, -1  # between two looks
         try:
-            self._netlink = kernel.netlink(4)  # NETLINK_SOCK_DIAG
+            self._netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
         except OSError:
             pass
         paths = [path for path in ("/proc/self/net/tcp", "/proc/self/net/tcp6") if os.path.exists(path)]
@@ -2526,9 +2509,10 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
 
 def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
     """Unknown names, an egress without its proxy, and secrets that cannot be kept from a daemon that is not theirs."""
-    accounts = _read_accounts() if os.geteuid() == 0 else {}
-    found = {spec.name: _find_account(spec.user or "", accounts) if os.geteuid() == 0 else None for spec in specs}
-    uids = {name: account.uid if account else os.geteuid() for name, account in found.items()}
+    accounts, uids = _read_accounts(), {spec.name: os.geteuid() for spec in specs}
+    for spec in specs if os.geteuid() == 0 else ():
+        if spec.user and (account := _Account.of_ids(spec.user) or accounts.get(spec.user)):
+            uids[spec.name] = account.uid
     known = {spec.name for spec in _DAEMONS}
     warnings = [f"there is no daemon {name}; ignored" for name in set(_requested_names(os.environ) or ()) - known]
     if "egress" in uids and "pipelock" in known - uids.keys() and "EGRESS_UPSTREAM_PROXY" not in os.environ:

@@ -166,8 +166,8 @@ class FileSystemUser(UnitTest):
             self.calls.append(("prctl", option, value))
             return 0
 
-        libc = mock.Mock(prctl=prctl, setfsuid=lambda uid: self.calls.append(("setfsuid", uid, 0)))
-        self.kernel._libc = libc
+        libc = {"prctl": prctl, "setfsuid": lambda uid: self.calls.append(("setfsuid", uid, 0))}
+        self.enterContext(mock.patch.object(self.kernel, "_function", libc.__getitem__))
         self.around = [("setfsuid", 1000, 0), ("setfsuid", 0, 0), ("prctl", sidecar_init._PR_SET_DUMPABLE, 0)]
 
     def test_it_is_taken_back_after_the_call(self) -> None:
