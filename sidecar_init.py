@@ -985,7 +985,7 @@ class _CannotStart(Exception):
 
 
 class _Process:
-    """A child, as `subprocess.Popen` shows it, and what its daemon must know of this life."""
+    """A child, as `subprocess.Popen` shows it, and what its daemon must know of this run."""
 
     def __init__(self, pid: int, returncode: int | None = None, *, report: int = -1, started_at: float = 0.0) -> None:
         self.pid, self.returncode = pid, returncode
@@ -1700,7 +1700,7 @@ class _Inputs:
         try:
             for variable, path in secrets.items():
                 if environ.get(variable):
-                    raise _CannotStart(f"choose {variable}", reason=f"{variable}_FILE is set too; unset one of them")
+                    raise _CannotStart(f"use {variable}", reason=f"{variable}_FILE is set too; unset one of them")
                 environ[variable] = self._read_secret(variable, path)
             for variable, path in files.items():
                 try:
@@ -1817,7 +1817,7 @@ def _execute(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
 
 
 def _offer_to_oom_killer(proc: int) -> None:
-    """The kernel should take a daemon rather than PID 1."""
+    """Make the OOM killer prefer this process to PID 1."""
     try:
         score = os.open("self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=proc)
         os.write(score, b"%d" % min(int(os.read(score, 16)) + 100, 1000))
@@ -1887,7 +1887,7 @@ class _Ports:
 
 
 class _OomCounter:
-    """How often the kernel's OOM killer has struck in our cgroup (version 2)."""
+    """How many processes of our cgroup (version 2) the kernel's OOM killer has killed."""
 
     def __init__(self) -> None:
         self._fd, self._kills = -1, 0
@@ -1900,7 +1900,7 @@ class _OomCounter:
             pass
 
     def has_counted(self) -> bool | None:
-        """Whether it has struck since the last call; None if that cannot be known."""
+        """Whether it has killed one since the last call; None if that cannot be known."""
         before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
         self._kills = int(counts[counts.index(b"oom_kill") + 1]) if b"oom_kill" in counts else 0
         return self._kills > before if self._fd >= 0 else None
@@ -2202,7 +2202,7 @@ def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
         name = row.get("name")
         where = f'daemon "{name}"' if isinstance(name, str) else f"daemon {number}"
         for key, value in row.items():
-            _demand(key in _FIELDS, f'{where}: unknown key "{key}"; known are {", ".join(_FIELDS)}')
+            _demand(key in _FIELDS, f'{where}: unknown key "{key}"; known: {", ".join(_FIELDS)}')
             _demand(_fits(value, _FIELDS[key][1]), f"{where}: {key} must be {_FIELDS[key][0]}")
         for key in ("name", "argv"):
             _demand(key in row, f"{where}: {key} is missing")
@@ -2245,7 +2245,7 @@ def _signals_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> di
     _demand(isinstance(section, dict), "signals must be a [signals] section")
     signals = {}
     for name, action in section.items():
-        _demand(name in ("HUP", "USR1"), f'signals: unknown key "{name}"; known are HUP and USR1')
+        _demand(name in ("HUP", "USR1"), f'signals: unknown key "{name}"; known: HUP, USR1')
         is_one = isinstance(action, dict) and list(action) in (["forward"], ["restart"])
         _demand(is_one, f'signals: {name} must be {{ forward = "NAME" }} or {{ restart = "NAME" }}')
         ((verb, target),) = action.items()
@@ -2298,7 +2298,7 @@ def _read_status(*, may_be_stale: bool = False) -> dict[str, Any]:
             pass
         status["stale"] = f"supervisor (pid {status['pid']}) is not running; last update {status['updated_at']}"
         gone = gone or status
-    _demand(directories, "cannot read the state: the state directory is set to nothing, so none is kept")
+    _demand(directories, "cannot read the state: the state directory is set to an empty value, so no state is kept")
     if gone is None:
         raise _Refusal(f"cannot find a supervisor: there is no {directories[0]}/status.json")
     _demand(may_be_stale, f"cannot reach the supervisor: {gone['stale']}")
@@ -2391,7 +2391,8 @@ def _health(_: object) -> int:
     down = [row for row in status["daemons"] if not row["ready"]]
     reasons = (f"{row['name']} is {_state_of(row)} ({row['reason'] or ''})".removesuffix(" ()") for row in down)
     _demand(not down, f"unhealthy: not ready: {', '.join(reasons)}")
-    print(f"healthy: {len(status['daemons'])} daemons are ready")
+    count = len(status["daemons"])
+    print(f"healthy: {count} daemon{' is' if count == 1 else 's are'} ready")
     return 0
 
 
@@ -2404,7 +2405,7 @@ def _read_events() -> list[str]:
 
 
 def _newer(lines: list[str], last: str) -> list[str]:
-    """Those after the last that was seen, which is found also after a rotation."""
+    """The lines after the last one that was seen, even if the files were rotated meanwhile."""
     return lines[len(lines) - lines[::-1].index(last) :] if last in lines else lines
 
 

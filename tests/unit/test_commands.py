@@ -138,7 +138,7 @@ class WithoutSupervisor(CommandTest):
         for name in ("BOT_BOTTLE_SIDECAR_STATE_DIR", "SIDECAR_INIT_STATE_DIR"):
             self.use_environment(**{name: ""})
             for command in (*NEED_A_SUPERVISOR, ["events"]):
-                expected = "cannot read the state: the state directory is set to nothing, so none is kept\n"
+                expected = "cannot read the state: the state directory is set to an empty value, so no state is kept\n"
                 self.assertEqual(self.run_command(*command), (1, "", expected))
 
     def test_the_neutral_variable_leads_to_the_state(self) -> None:
@@ -448,7 +448,7 @@ class Health(CommandTest):
         self.assertEqual(self.run_command("health"), (code, *(("", text) if code else (text, ""))))
 
     def test_all_ready_is_healthy(self) -> None:
-        self.check(0, "healthy: 1 daemons are ready\n")
+        self.check(0, "healthy: 1 daemon is ready\n")
 
     def test_one_that_is_not_ready_is_named_with_the_reason(self) -> None:
         sick = {**DOWN, "name": "db", "state": "backoff"}
@@ -462,7 +462,7 @@ class Health(CommandTest):
         self.check(1, f"unhealthy: not ready: {expected}\n", daemons=[waiting, DAEMON, looping])
 
     def test_a_oneshot_that_has_finished_is_healthy(self) -> None:
-        self.check(0, "healthy: 1 daemons are ready\n", daemons=[{**DAEMON, "state": "exited", "pid": None}])
+        self.check(0, "healthy: 1 daemon is ready\n", daemons=[{**DAEMON, "state": "exited", "pid": None}])
 
     def test_a_shutdown_is_not_healthy(self) -> None:
         self.check(1, "unhealthy: the supervisor is shutting-down\n", state="shutting-down")

@@ -206,14 +206,14 @@ class Refused(SecretFilesTest):
         supervisor = self.start()
         self.tick_until_done(supervisor)
         [daemon] = supervisor._daemons
-        reason = "cannot choose API_KEY_A: API_KEY_A_FILE is set too; unset one of them"
+        reason = "cannot use API_KEY_A: API_KEY_A_FILE is set too; unset one of them"
         self.assertEqual((daemon.state, daemon.history.reason, supervisor.exit_code()), ("failed", reason, 126))
         self.assertNotIn("it runs", self.logged())
 
     def test_so_they_are_if_the_row_sets_one_of_them(self) -> None:
         supervisor = self.start(env={"API_KEY_A": "plain-1"})
         self.tick_until_done(supervisor)
-        self.assertIn("cannot start web: cannot choose API_KEY_A", self.logged())
+        self.assertIn("cannot start web: cannot use API_KEY_A", self.logged())
 
     def test_an_owner_that_is_refused_stops_no_other(self) -> None:
         self.file.unlink()
