@@ -2141,21 +2141,24 @@ def _use_table(path: str) -> None:
     """
     import marshal
 
-    receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with open(sender, "wb") as pipe:
-                pipe.write(marshal.dumps(_parse_table(path)))
-        finally:
-            os._exit(0)
-    os.close(sender)
-    with open(receiver, "rb") as pipe:
-        answer = pipe.read()
     try:
-        os.waitpid(child, 0)
+        receiver, sender = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                with open(sender, "wb") as pipe:
+                    pipe.write(marshal.dumps(_parse_table(path)))
+            finally:
+                os._exit(0)
+        os.close(sender)
+        with open(receiver, "rb") as pipe:
+            answer = pipe.read()
+        if signal.getsignal(signal.SIGCHLD) != signal.SIG_IGN:  # else the kernel reaps it
+            os.waitpid(child, 0)
         mistake, table = marshal.loads(answer)
-    except (ChildProcessError, EOFError, TypeError, ValueError):
+    except OSError as error:
+        mistake, table = f"its parser cannot be started: {error.strerror}", None
+    except (EOFError, TypeError, ValueError):
         mistake, table = "its parser was killed; the table may be too large for the memory", None
     if mistake:
         raise _TableError(f"cannot use table {path}: {mistake}")
@@ -2567,7 +2570,7 @@ def _bake(options: Namespace) -> int:
 
     cannot, new = f"cannot bake {options.out}", f"{options.out}.{os.getpid()}"
     _demand(options.out.endswith(".pyc"), f"{cannot}: Python runs it only if its name ends in .pyc; rename it")
-    _demand(not _is_compiled(), f"{cannot}: this file is compiled already; bake with sidecar_init.py")
+    _demand(not __file__.endswith(".pyc"), f"{cannot}: this file is compiled already; bake with sidecar_init.py")
     try:
         with open(__file__, encoding="utf-8") as file:
             source = file.read().replace("\n_TABLE: Any = None", f"\n_TABLE: Any = {_TABLE!r}")
@@ -2583,10 +2586,6 @@ def _bake(options: Namespace) -> int:
         raise _Refusal(f"{cannot}: {what}; name a file that you may write to") from None
     print(f"{options.out} has the table of {_names()}")
     return 0
-
-
-def _is_compiled() -> bool:
-    return __file__.endswith(".pyc")
 
 
 def _names() -> str:
@@ -2672,7 +2671,8 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "restart": (_reload, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
         "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
     }
-    version = f"sidecar-init {__version__}" + (f", baked with the table of {_names()}" if _is_compiled() else "")
+    baked = f", baked with the table of {_names()}" if __file__.endswith(".pyc") else ""
+    version = f"sidecar-init {__version__}{baked}"
     what = "PID 1 of a container that runs several daemons. Without a command: supervise."
     parser = Parser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", **arguments["--table"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import unittest
 from typing import Any
+from unittest import mock
 
 import sidecar_init
 from tests.support import MODULE, ROOT
@@ -239,6 +241,21 @@ class Parser(TableTest):
         self.assertEqual(
             self.refusal(str(self.path)), "its parser was killed; the table may be too large for the memory"
         )
+
+    def test_one_that_cannot_be_started_is_told(self) -> None:
+        with mock.patch("os.fork", side_effect=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))):
+            told = self.refusal(str(self.path))
+        self.assertEqual(told, "its parser cannot be started: Resource temporarily unavailable")
+
+    def test_a_parent_that_ignored_its_children_changes_nothing(self) -> None:
+        self.path.write_text(GOOD)
+        command = [sys.executable, "-ISB", str(MODULE), "plan", "--table", str(self.path)]
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            plan = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+        self.assertEqual((plan.communicate()[1], plan.returncode), ("", 0))
 
     def run_main(self, before: str = "") -> subprocess.CompletedProcess[str]:
         """The supervisor over the table; then it prints its modules, and whether it has a child."""
