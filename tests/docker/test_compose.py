@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.docker.engine import ALLOWLIST, HERE, HOSTS, IMAGE, PATIENCE, WORLD_IMAGE, EngineTest, docker
-from tests.pages.test_examples import COMPOSE, compose_command, without_start_interval
+from tests.pages.test_examples import COMPOSE, compose_command
 from tests.support import wait_until
 
 TOKENS = {"anthropic": "anthropic-token-3c5d0f3a", "github": "github-token-91b7e2c4"}
@@ -40,7 +40,7 @@ class Project:
         self.directory = Path(tempfile.mkdtemp(prefix="sidecars-test-"))
         self.directory.chmod(0o755)
         self.name = f"sidecars-test-{uuid.uuid4().hex[:12]}"
-        (self.directory / "compose.yaml").write_text(without_start_interval(COMPOSE.read_text()))
+        (self.directory / "compose.yaml").write_text(COMPOSE.read_text())
         outside = {"aliases": [*HOSTS]}
         world_ca = {"EGRESS_UPSTREAM_CA": "/world/ca.pem"}
         beside = {
