@@ -266,8 +266,8 @@ class _Supervisor:
         return history.answered == history.asked and not history.is_refused
 
     def exit_code(self) -> int:
-        """The status of the essential daemon that ended the container; otherwise the worst of those that failed on
-        their own and were not restarted; otherwise the worst of those that the shutdown stopped.
+        """That of the essential daemon that ended the container; otherwise the worst of those that failed on their own
+        and were not restarted; otherwise the worst of those that the shutdown stopped.
         """
         worst = max((daemon.history.outcome for daemon in self._daemons), default=(0, 0, 0))
         return worst[-1] if self._fatal_status is None else self._fatal_status
@@ -323,7 +323,7 @@ class _Supervisor:
                 return
             if pid == 0:
                 return
-            if not os.WIFSTOPPED(status):  # else it has made us its tracer (PTRACE_TRACEME), and stopped
+            if not os.WIFSTOPPED(status):  # a child that made us its tracer (PTRACE_TRACEME) has not exited
                 self._launcher.reaped(pid, status)
             self._state.has_news = True  # an orphan may have been the last of a group that is waited for
         signal.raise_signal(signal.SIGCHLD)  # there may be more: the next turn goes on
@@ -469,7 +469,7 @@ class _Daemon:
         return not problem
 
     def run(self, argv: Sequence[str], output: _Output) -> _Process:
-        """Start a command with all that the daemon has: the daemon itself, its check, its readiness command."""
+        """Start a command as this daemon: the daemon itself, its check, or its readiness command."""
         return self._launcher.start(self.spec, argv, output, self)
 
     def _resume(self, step: Callable[[], object]) -> None:
@@ -479,7 +479,7 @@ class _Daemon:
             return
         except StopIteration:
             if self.state == _STOPPED:
-                return  # else an error hit it while it began again
+                return  # if not, another error ended it
         except Exception as error:
             _complain(self._log, error)
         self.history.answer(f"cannot restart {self.spec.name}: internal error", is_refused=True)
@@ -1166,7 +1166,7 @@ class _Readiness:
                 daemon.history.explain(f"is not ready: {problem}")
             again_at, delay = daemon.clock() + delay, min(2 * delay, _READY_LAST)
             while (now := daemon.clock()) < again_at or attempt.process.returncode is None:
-                yield again_at if now < again_at else now + _READY_LAST  # in spite of KILL, it hangs in the kernel
+                yield again_at if now < again_at else now + _READY_LAST  # killed, but it hangs in the kernel
 
 
 class _History:
@@ -1282,7 +1282,7 @@ class _History:
         )  # fmt: skip
 
     def was_stopped(self, process: _Process) -> None:
-        """By the shutdown; a failure from before counts more."""
+        """Called if the shutdown stopped it: its status counts unless it failed before."""
         if not self.outcome[0]:
             status = _shell_status(process.returncode or 0)
             self.outcome = (0, int(status == 137), status)
@@ -1307,7 +1307,7 @@ class _History:
 
 
 class _Watch:
-    """Descriptors to read, each with what to call. Its epoll takes them in turns, so that none starves."""
+    """Descriptors to read, each with its callback. They take turns, so that none starves."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -1353,9 +1353,8 @@ class _Output:
                 _close(reader, writer)
                 raise
             self._ends = reader, writer
-        os.set_blocking(
-            self._ends[1], True
-        )  # the next process shares that with earlier ones, which may have changed it
+        # All processes share this description; an earlier one may have made it non-blocking.
+        os.set_blocking(self._ends[1], True)
         return self._ends[1]
 
     def drain(self, *, is_last: bool = False) -> None:
@@ -1415,7 +1414,7 @@ class _Lines:
         return self._prefixed(data[:end] + newline) if end else b""
 
     def finish(self) -> bytes:
-        """The last line, with a newline if it had none. A secret of its own that is cut off is redacted, too."""
+        """The last line, with a newline if it had none, and without the beginning of a secret that was cut off."""
         self._tail, rest = self._secrets.without_unfinished(self._tail, self._daemon)
         last, self._rest = self.feed(b"\n") if self._tail else b"", rest
         return last
@@ -1960,7 +1959,7 @@ class _Directory:
         os.replace(f"{name}.new", name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def append(self, name: str, lines: bytes, limit: int) -> None:
-        """All or nothing; a file that has reached the limit gets the name NAME.1, and the next one begins."""
+        """All lines or none. A file that has reached the limit is renamed to NAME.1."""
         with open(self._open(name, os.O_APPEND), "ab", buffering=0) as file:
             size = file.tell()
             if file.write(lines) < len(lines):
@@ -1980,7 +1979,7 @@ class _Directory:
                     break
                 os.close(fd)
             except OSError as error:
-                if attempt or error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a pipe that is not read
+                if attempt or error.errno not in (errno.ELOOP, errno.ENXIO):  # a symlink; a FIFO without a reader
                     raise
             os.unlink(name, dir_fd=self._fd)
         os.fchmod(fd, 0o644)
@@ -2021,7 +2020,7 @@ def _exit_text(returncode: int) -> str:
 
 
 def _complain(log: _Log, error: Exception) -> None:
-    """A bug, or too little memory: say what, and where."""
+    """Log an unexpected error, a bug or a lack of memory: its type and its place."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
