@@ -1091,6 +1091,9 @@ class _Attempt:
         except _CannotStart as problem:
             self.process = _Process(0, 126)
             self.process.problem = problem
+        except Exception:
+            self._output.close()
+            raise
 
     def problem(self) -> str | None:
         """What is wrong, with the last line of its output; empty if it exited with 0; None while it runs."""

@@ -568,6 +568,16 @@ class ReadinessCommand(MachineTest):
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
         self.walk(("mends", "starting"), ("deadline", "starting"), ("answers 0", "running"))
 
+    def test_nor_do_tries_that_an_unexpected_error_ends(self) -> None:
+        self.begin()
+        self.walk(("answers 1", "starting"))
+        before = len(os.listdir("/proc/self/fd"))
+        with mock.patch.object(self.system, "start", side_effect=MemoryError):
+            for _ in range(20):
+                self.happen("deadline")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertIn("internal error: MemoryError", " ".join(self.log.lines))
+
     def test_a_daemon_that_is_listed_after_it_waits_for_it(self) -> None:
         self.supervise(daemon("db", ready=["probe"]), web(after=["db"]))
         self.walk(("start", "starting waiting"), ("wait 4", "starting waiting"), ("answers 0", "running running"))
