@@ -1,4 +1,4 @@
-"""What may leave through the egress daemon, and with whose token: an addon for mitmdump, told by a routes file.
+"""What may leave through the egress daemon, and with whose token: an addon for mitmdump, controlled by a routes file.
 
 A request passes when a route of the file allows it, or none does and the file says `default: allow`. A route may name
 a token: the value of an EGRESS_TOKEN_* variable, put into a header over whatever the client sent there. What decides
@@ -101,7 +101,7 @@ class Egress:
             self._spare = os.open("/dev/null", os.O_RDONLY)
 
     async def running(self) -> None:
-        """Called when all is loaded. mitmdump starts without its server: where this addon is not, no port is open."""
+        """Called when all is loaded. mitmdump starts without its server: without this addon, no port is open."""
         ctx.options.update(server=True)
         await ctx.master.addons.get("proxyserver").setup_servers()  # waited for: if it fails, so does the start
 

@@ -60,7 +60,7 @@ class Route(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """A valid file: what happens where no route fits, and the routes, the most specific first."""
+    """A valid file: what happens if no route fits, and the routes, the most specific first."""
 
     allow: bool
     table: tuple[Route, ...]
@@ -148,7 +148,7 @@ FRAMING_HEADERS = frozenset(
 
 
 def plain_name(header: str) -> str:
-    """The name that CGI and its heirs make of a header's: to them X_Api.Key is X-Api-Key."""
+    """The name that CGI and its successors make of a header's: to them X_Api.Key is X-Api-Key."""
     return re.sub("[^a-z0-9]", "-", header.lower())
 
 

@@ -71,7 +71,7 @@ class Refused(Exception):
 
 
 class Ended(Exception):
-    """Git was ended before its time, and the client gets no more."""
+    """Git was stopped early, and the client gets no more."""
 
 
 class Reply(Exception):

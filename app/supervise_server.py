@@ -70,9 +70,9 @@ class _ToolError(Exception):
 
 
 class _Server(ThreadingTCPServer):
-    """A thread for each connection, so that a slow client holds up no other. Where there is one too many, the one goes
-    that has been idle for the longest, among those of the peer that has the most. Messages are answered one at a time:
-    to answer all at once would take as long, and keep a health check waiting."""
+    """A thread for each connection, so that a slow client holds up no other. If there are too many connections, the one
+    that has been idle for the longest is closed, among those of the peer that has the most. Messages are answered one
+    at a time: to answer all at once would take as long, and keep a health check waiting."""
 
     address_family = socket.AF_INET6 if ":" in _HOST else socket.AF_INET
     allow_reuse_address = daemon_threads = True
@@ -233,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_DELETE = do_POST
 
     def _body(self) -> bytes | None:
-        """The request's body; None where it cannot be had and the connection ends."""
+        """The request's body; None if it cannot be read; the connection then ends."""
         length = self._header("Content-Length") or "0"
         if self._header("Transfer-Encoding"):
             self.send_error(411, "a body needs a Content-Length")
@@ -318,7 +318,7 @@ def _message(body: bytes) -> dict[str, Any]:
 
 
 def _is_modern(method: str, params: dict[str, Any], header: _HeaderOf) -> bool:
-    """Whether a request is of 2026-07-28; raises where it is, but its `_meta` or its headers are not in order."""
+    """Whether a request is of 2026-07-28; raises if it is, but its `_meta` or its headers are not in order."""
     meta = params.get("_meta")
     meta = meta if isinstance(meta, dict) else {}
     claimed = meta.get("io.modelcontextprotocol/protocolVersion")

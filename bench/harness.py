@@ -66,7 +66,7 @@ class Mailbox:
             select.select([self._fd], [], [])
             data = os.read(self._fd, 1 << 16)
             if not data:
-                time.sleep(0.0002)  # nobody has it open
+                time.sleep(0.0002)  # no process has it open
             *whole, self._rest = (self._rest + data).split(b"\n")
             self._lines += [line.decode() for line in whole]
         found, self._lines = self._lines[:count], self._lines[count:]
@@ -94,7 +94,7 @@ def wait_for_all() -> None:
 
 
 def kill_all() -> None:
-    """No polite way: what is not measured takes no time. Frozen first: no supervisor restarts what is killed."""
+    """Kills at once: what is not measured takes no time. Stopped first, no supervisor restarts what is killed."""
     while started := descendants(os.getpid()):
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in started:

@@ -253,7 +253,7 @@ def restart(peer: Peer) -> dict[str, float]:
     if peer is peers.ALONE:
         return {"restart-row": _stop_and_start()}
     with trial(peer, sleepers(2)) as run:
-        time.sleep(1.3 if peer in peers.C_PEERS else 0.3)  # these do not restart what lived shorter than a second
+        time.sleep(1.3 if peer in peers.C_PEERS else 0.3)  # these do not restart what ran for less than a second
         if not isinstance(peer, SidecarInit):
             sent = time.monotonic()
             _spawn(peer.restart_command(run.folder, "d0"))
@@ -406,7 +406,7 @@ def many(count: int) -> Callable[[Peer], dict[str, float]]:
 
 
 def orphans(peer: Peer) -> dict[str, float]:
-    """From the moment when PID 1 inherits 10,000 dead orphans until none is left."""
+    """From the moment when PID 1 inherits 10,000 zombies until none is left."""
     with trial(peer, python_daemon("orphanage.py", "10000"), pid_1=True, reports=False) as run:
         nanoseconds, left = map(int, run.mailbox.lines(1)[0].split())
         return {"orphans": nanoseconds / 1e9, "orphans-left": left}

@@ -1,7 +1,7 @@
-"""Leaves 10,000 dead orphans to PID 1 at once, and reports when the last of them is buried.
+"""Leaves 10,000 zombies to PID 1 at once, and reports when the last of them is reaped.
 
 A child makes them (each by clone with shared memory and libc's _exit for a body, which costs a few microseconds),
-never waits for them, and dies: the kernel hands all of them to PID 1. Usage: orphanage.py MAILBOX COUNT
+never waits for them, and exits: the kernel hands all of them to PID 1. Usage: orphanage.py MAILBOX COUNT
 """
 
 import ctypes
