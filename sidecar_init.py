@@ -1515,11 +1515,7 @@ _EXPOSING = [  # with one of these, a daemon can read what belongs to others, or
     "SYS_PTRACE", "SYS_ADMIN", "MKNOD", "PERFMON", "BPF",
 ]  # fmt: skip
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH = 0x02, 0x08
-_MFD_NOEXEC_SEAL = 8
-_DIGITS = "0123456789:"
 _NO_ID = 2**32 - 1  # for setresuid: leave it as it is
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class _Kernel:
@@ -1567,20 +1563,20 @@ class _Kernel:
         for name in ambient:
             self.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAPABILITIES.index(name))
 
-    def as_user(self, uid: int | None, action: Callable[..., _T], *arguments: Any) -> _T:
+    def as_user(self, uid: int | None, action: Callable[..., _T], *arguments: Any, **more: Any) -> _T:
         """Run `action` with this file system uid: what it makes belongs to that user."""
         if not uid or os.geteuid() != 0:
-            return action(*arguments)
+            return action(*arguments, **more)
         try:
             self._function("setfsuid")(uid)
-            return action(*arguments)
+            return action(*arguments, **more)
         finally:
             self._function("setfsuid")(0)
             self.prctl(_PR_SET_DUMPABLE, 0)  # the change may have made PID 1 dumpable
 
     def open_beneath(self, folder: int, name: str) -> int:
         """A handle of what has this name in or below the folder; nothing is opened for reading yet."""
-        how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+        how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, 0x08 | 0x02)  # RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS
         try:
             return self.call("syscall", 437, folder, os.fsencode(name), how, self._word(len(how)))  # openat2
         except OSError as error:
@@ -1590,16 +1586,12 @@ class _Kernel:
                 raise
             return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)  # before Linux 5.6
 
-    def reopen(self, handle: int) -> int:
-        """For reading; without waiting for its owner, who may hold a lease on it."""
-        return os.open(f"self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.proc)
-
     @staticmethod
     def seal(name: str, contents: bytes) -> int:
         """A file in memory that its owner alone can read, and no one can change."""
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
-            fd = os.memfd_create(name[:200], flags | _MFD_NOEXEC_SEAL)
+            fd = os.memfd_create(name[:200], flags | 8)  # MFD_NOEXEC_SEAL
         except OSError:
             fd = os.memfd_create(name[:200], flags)  # before Linux 6.3
         try:
@@ -1607,7 +1599,8 @@ class _Kernel:
             with open(fd, "wb", closefd=False) as file:
                 file.write(contents)
             os.lseek(fd, 0, os.SEEK_SET)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         except OSError:
             os.close(fd)
             raise
@@ -1757,7 +1750,9 @@ class _Inputs:
                 is_link = stat.S_ISLNK(about.st_mode)
                 what = "a symlink, which needs openat2 (Linux 5.6)" if is_link else "not a regular file"
                 raise OSError(errno.EINVAL, f"it is {what}")
-            with open(self._kernel.as_user(about.st_uid, self._kernel.reopen, found), "rb") as file:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # its owner may hold a lease, for which an open waits
+            path, where = f"self/fd/{found}", self._kernel.proc
+            with open(self._kernel.as_user(about.st_uid, os.open, path, flags, dir_fd=where), "rb") as file:
                 contents = file.read(limit + 1)
         finally:
             os.close(found)
@@ -1889,20 +1884,20 @@ class _Ports:
 
 
 class _OomCounter:
-    """How many processes of our cgroup (version 2) the kernel's OOM killer has killed."""
+    """How often the kernel's OOM killer has struck in our cgroup (version 2)."""
 
     def __init__(self) -> None:
         self._fd, self._kills = -1, 0
         try:
             with open("/proc/self/cgroup") as memberships:
-                folder = "/sys/fs/cgroup" + "".join(line[3:-1] for line in memberships if line.startswith("0::"))
-            self._fd = os.open(f"{folder}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
-            self.has_counted()
+                folder = "".join(line[3:-1] for line in memberships if line.startswith("0::"))
+            self._fd = os.open(f"/sys/fs/cgroup{folder}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             pass
+        self.has_counted()
 
     def has_counted(self) -> bool | None:
-        """Whether it has killed one since the last call; None if that cannot be known."""
+        """Whether it has struck since the last call; None if that cannot be known."""
         before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
         self._kills = int(counts[counts.index(b"oom_kill") + 1]) if b"oom_kill" in counts else 0
         return self._kills > before if self._fd >= 0 else None

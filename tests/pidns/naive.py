@@ -131,7 +131,7 @@ module._Inputs._open_folder = staticmethod(lambda path: os.open(path, os.O_PATH 
 import os
 module._Kernel.open_beneath = lambda self, folder, name: os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
 """,
-    "reading-as-the-owner": "module._Kernel.as_user = lambda self, uid, action, *more: action(*more)",
+    "reading-as-the-owner": "module._Kernel.as_user = lambda self, uid, action, *more, **how: action(*more, **how)",
     "reading-without-waiting": """
 import os
 open_file = os.open
