@@ -72,6 +72,26 @@ class Blocks(unittest.TestCase):
                 with self.subTest(page, name=name):
                     self.assertTrue(functools.reduce(getattr, name.split("."), sidecar_init))
 
+    def test_symptoms_are_what_the_program_says(self) -> None:
+        page, module = ((ROOT / name).read_text() for name in ("docs/troubleshooting.md", "sidecar_init.py"))
+        for words in (
+            "another process holds port",
+            "runs as the supervisor's user: only root can switch to",
+            "the container must have SETUID and SETGID",
+            "the container must have SETPCAP, or none at all",
+            "the container needs the capability KILL",
+            "cannot keep status and events in",
+            "cannot find a supervisor: there is no",
+            "may be changed by others",
+            "(out of memory)",
+            "was delivered, and it",
+            "exiting with status",
+            "unhealthy: not ready: ",
+        ):
+            with self.subTest(words):
+                self.assertIn(words, " ".join(page.split()))
+                self.assertIn(words, module)
+
     def test_fields_on_the_right_of_the_migration_tables_exist(self) -> None:
         known = {*sidecar_init._FIELDS, "signal", "to", "grace"}
         text = (ROOT / "docs" / "migrating.md").read_text()
