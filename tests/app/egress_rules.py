@@ -71,7 +71,7 @@ class ValidationTests(unittest.TestCase):
         routes = parse_routes("routes:\n" + "\n".join(line.removeprefix("# ") for line in comment.splitlines()))
         self.assertEqual(3, len(routes.table))
 
-    def test_invalid_files_are_told_by_their_key_and_never_quoted(self) -> None:
+    def test_invalid_files_are_reported_by_their_key_and_never_quoted(self) -> None:
         for text, told in (
             ("", "the file must be a mapping"),
             ("[]", "the file must be a mapping"),
@@ -121,7 +121,7 @@ class ValidationTests(unittest.TestCase):
         text = "routes: [{host: a.test, methods: [GET]}, {host: a.test, methods: [PUT]}, {host: a.test, port: 80}]"
         self.assertEqual(3, len(parse_routes(text).table))
 
-    def test_yaml_errors_are_told_by_their_line_and_never_quoted(self) -> None:
+    def test_yaml_errors_are_reported_by_their_line_and_never_quoted(self) -> None:
         for text, line in (
             ("routes: [", 1),
             ("routes:\n  - {host: a.test, token: SECRET, token: OTHER}", 2),

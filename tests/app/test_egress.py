@@ -475,7 +475,7 @@ class TokenTests(EgressTestCase):
 
 
 class RoutesFileTests(EgressTestCase):
-    def test_hup_loads_the_file_anew(self) -> None:
+    def test_hup_reloads_the_file(self) -> None:
         egress = self.new_egress(ONLY_OPEN).start()
         self.assertEqual(403, egress.get("api.example.test")[0])
         egress.reload(ROUTES, "egress: loaded 9 route(s)\n")
@@ -712,7 +712,7 @@ class EntrypointTests(EgressTestCase):
         self.assertEqual(1, egress.log().count("\n"))
         return egress.log()
 
-    def test_missing_files_are_told_in_one_line(self) -> None:
+    def test_missing_files_are_reported_in_one_line(self) -> None:
         nowhere = str(self.directory / "nowhere")
         for name, told in (
             ("EGRESS_ADDON", "cannot read the addon"),
@@ -723,7 +723,7 @@ class EntrypointTests(EgressTestCase):
             with self.subTest(name):
                 self.assertTrue(self.refusal(self.new_egress(), **{name: nowhere}).startswith(told))
 
-    def test_ca_file_without_a_certificate_is_told(self) -> None:
+    def test_ca_file_without_a_certificate_is_reported(self) -> None:
         egress = self.new_egress()
         self.assertIn("cannot find a certificate", self.refusal(egress, EGRESS_UPSTREAM_CA=str(egress.routes)))
 
@@ -769,7 +769,7 @@ class EntrypointTests(EgressTestCase):
         mounted.write_text(mounted.read_text().partition("-----BEGIN PRIVATE KEY")[0])
         self.assertIn("no PRIVATE KEY in it", self.refusal(self.new_egress(), HOME=str(home.parent), EGRESS_CONFDIR=""))
 
-    def test_unknown_value_for_the_log_is_told(self) -> None:
+    def test_unknown_value_for_the_log_is_reported(self) -> None:
         self.assertIn("cannot use EGRESS_LOG", self.refusal(self.new_egress(), EGRESS_LOG="none"))
 
     def test_missing_pipelock_is_never_gone_around(self) -> None:

@@ -118,7 +118,7 @@ class Clients(DaemonCase):
         self.assertTrue(answer.endswith(b"0000"), answer[-20:])
         self.assertIn(b"refs/heads/main", answer)
 
-    def test_what_the_access_hook_says_is_told_to_the_client(self) -> None:
+    def test_what_the_access_hook_says_is_passed_on_to_the_client(self) -> None:
         mirror = self.world.mirrors / "orphan.git"
         self.world.git("init", "--quiet", "--bare", str(mirror))
         for url in (self.world.by_git("orphan"), self.world.by_http("orphan")):

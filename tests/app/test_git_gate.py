@@ -500,7 +500,7 @@ class UpstreamAndStart(unittest.TestCase):
         gate = self.world.gate(GIT_GATE_APP=str(raw))
         self.assertIn("cannot bring mirror demo up to date", gate.log)
 
-    def test_a_missing_key_is_told_at_the_start(self) -> None:
+    def test_a_missing_key_is_reported_at_the_start(self) -> None:
         gate = self.world.gate(GIT_GATE_SSH_KEY="/nowhere/id")
         self.assertIn("cannot read the ssh key /nowhere/id: mount one there", gate.log)
 

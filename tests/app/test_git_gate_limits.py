@@ -294,7 +294,7 @@ class ScansAtTheSameTime(Attack):
         wait_until(lambda: is_held(self.world.mirrors / ".scan-next"), 30, "the push that waits")
         self.assertEqual(self.scans(), 2)
 
-    def test_a_scan_does_not_wait_for_ever(self) -> None:
+    def test_a_scan_does_not_wait_forever(self) -> None:
         self.gate(GIT_GATE_SCANS="1", GIT_GATE_SCAN_SECONDS="2")
         self.world.commit(self.work, {"a": "a\n"})
         with (self.world.mirrors / ".scan-0").open("ab") as place:
@@ -368,7 +368,7 @@ class UpstreamIsSharedAndSlow(Attack):
         arrived.unlink(missing_ok=True)
         wait_until(lambda: not list(self.upstream.glob("objects/tmp_objdir-*")), 30, "the end of upstream's hook")
 
-    def test_a_push_does_not_wait_for_the_mirror_for_ever(self) -> None:
+    def test_a_push_does_not_wait_for_the_mirror_forever(self) -> None:
         self.gate(GIT_GATE_PUSH_SECONDS="1", GIT_GATE_SYNC_SECONDS="1")
         self.world.commit(self.work, {"a": "a\n"})
         with self.locked("gate.lock"):

@@ -194,7 +194,7 @@ class Tools(SuperviseTestCase):
         self.assertIn("egress running ready=true pid=12 port=9099", text)
         self.assertIn('pipelock backoff ready=false restarts=3 last_exit="exited with status 7"', text)
 
-    def test_status_is_read_anew_for_each_call(self) -> None:
+    def test_status_is_read_again_for_each_call(self) -> None:
         self.tool("bundle_status")
         self.write_status(STATUS | {"state": "shutting-down"})
         self.assertEqual(self.tool("bundle_status")["structuredContent"]["state"], "shutting-down")

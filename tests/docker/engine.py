@@ -78,7 +78,7 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 
 @functools.cache
 def why_not() -> str:
-    """Why these tests cannot run here; empty where they can. Their last line says which pipelock the image holds."""
+    """Why these tests cannot run here; empty if they can. Their last line says which pipelock the image holds."""
     try:
         if docker("info", check=False).returncode != 0:
             return "no Docker engine answers"

@@ -41,7 +41,7 @@ class Config:
     forward_proxy: bool
 
     def refusal(self, host: str) -> str | None:
-        """Why a request to `host` is not let through; None where it is."""
+        """Why a request to `host` is not let through; None if it is."""
         if not self.forward_proxy:
             return "forward_proxy is not enabled"
         if self.mode == "strict" and not any(matches(pattern, host) for pattern in self.allowlist):

@@ -28,7 +28,7 @@ class Applying(BundleTest):
 
 
 class Allowlist(Applying):
-    def test_a_new_host_passes_and_nobody_but_pipelock_notices(self) -> None:
+    def test_a_new_host_passes_and_no_other_daemon_notices(self) -> None:
         self.assertEqual(self.by_pipelock("late.example.test"), 403)
         client = self.world.popen("python3", "/inside/mcp_kept_open.py")
         load = self.world.popen("python3", "/inside/load.py", "https://api.example.test/", "--ca", self.ca)

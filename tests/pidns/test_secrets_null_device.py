@@ -103,7 +103,7 @@ class NullDeviceTest(AttackTestCase):
         bundle = self.after_the_attack("fifo", 1, thief=["sleep", "2000"])
         bundle.until(lambda: bundle.running_commands("sleep 2000"), PATIENCE, "pipelock is executed")
 
-    def test_control_opened_by_path_a_pipe_holds_it_up_for_ever(self) -> None:
+    def test_control_opened_by_path_a_pipe_holds_it_up_forever(self) -> None:
         bundle = self.after_the_attack("fifo", 1, thief=["sleep", "2000"], without="null-device")
         bundle.catch_up()
         self.assertEqual(bundle.running_commands("sleep 2000"), [])
