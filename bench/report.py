@@ -232,7 +232,7 @@ def draw(panels: list[tuple[str, bool, dict[str, float]]]) -> str:
         side = 0 if bottoms[0] <= bottoms[1] else 1
         x, y = side * column + 20, bottoms[side] + 18
         hint = "right of the line is better" if more else "left of the line is better"
-        shapes.append(shape("text", "text", title, x=x, y=y, font_size=14, font_weight="bold"))
+        shapes.append(shape("text", "text", title, x=x, y=y, font_size=13, font_weight="bold"))
         shapes.append(shape("text", "note", hint, x=x, y=y + 17, font_size=12))
         y += 26
         low = math.floor(min(math.log10(min(ratios.values())), -0.01))
