@@ -2435,8 +2435,7 @@ def _events(options: Namespace) -> int:
         return [_one_line(line.rstrip("\n")) if options.json else _event_text(line) for line in chosen]
 
     lines = _read_events()
-    if not lines and not options.follow:
-        raise _Refusal("cannot find events: no supervisor has written any")
+    _demand(lines or options.follow, "cannot find events: no supervisor has written any")
     for text in show(lines)[-int(options.n) :] if options.n else []:
         print(text, flush=options.follow)
     reader = select.poll()
@@ -2547,8 +2546,8 @@ def _plan(_: Namespace) -> int:
     if specs:
         _print_table(rows, {})
         grace = max(_GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace for spec in specs)
-        needed = f"at least {grace + _GIVE_UP_SECONDS:.0f} s"
-        print(f"the container's stop_grace_period or terminationGracePeriodSeconds must be {needed}")
+        setting = "the container's stop_grace_period or terminationGracePeriodSeconds"
+        print(f"{setting} must be at least {grace + _GIVE_UP_SECONDS:.0f} s")
     else:
         print("no daemons selected; nothing to do")
     problems = [*_obstacles(specs, log), *_warnings(specs)]
@@ -2609,8 +2608,7 @@ def _supervise() -> int:
         return 0
     directories = _state_directories()
     state = _State(next(filter(_is_usable, directories), directories[-1] if directories else ""), log)
-    supervisor = _Supervisor(specs, log=log, state=state, inbox=inbox)
-    return supervisor.run()
+    return _Supervisor(specs, log=log, state=state, inbox=inbox).run()
 
 
 def _keep_standard_descriptors() -> None:
