@@ -1751,8 +1751,8 @@ class _Inputs:
                 what = "a symlink, which needs openat2 (Linux 5.6)" if is_link else "not a regular file"
                 raise OSError(errno.EINVAL, f"it is {what}")
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # its owner may hold a lease, for which an open waits
-            path, where = f"self/fd/{found}", self._kernel.proc
-            with open(self._kernel.as_user(about.st_uid, os.open, path, flags, dir_fd=where), "rb") as file:
+            handle, proc = f"self/fd/{found}", self._kernel.proc
+            with open(self._kernel.as_user(about.st_uid, os.open, handle, flags, dir_fd=proc), "rb") as file:
                 contents = file.read(limit + 1)
         finally:
             os.close(found)
@@ -1836,8 +1836,8 @@ class _Ports:
     """
 
     def __init__(self, kernel: _Kernel) -> None:
-        self._sockets: dict[int, frozenset[int]] | None = None
-        self.interval, self._netlink = _POLL_INTERVAL, -1  # between two looks
+        self._sockets: dict[int, set[int]] | None = None
+        self._netlink, self.interval = -1, _POLL_INTERVAL  # between two looks
         try:
             self._netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
         except OSError:
@@ -1851,13 +1851,12 @@ class _Ports:
     def sockets(self, port: int) -> frozenset[int]:
         """The inodes of the sockets that listen on `port`."""
         if self._sockets is None:
-            began = time.monotonic()
-            found: dict[int, set[int]] = {}
+            began, found = time.monotonic(), dict[int, set[int]]()
             for number, inode in self._by_netlink() if self._netlink >= 0 else self._by_tables():
                 found.setdefault(number, set()).add(inode)
-            self._sockets = {number: frozenset(inodes) for number, inodes in found.items()}
+            self._sockets = found
             self.interval = max(_POLL_INTERVAL, 20 * (time.monotonic() - began))  # a daemon may open very many
-        return self._sockets.get(port, frozenset())
+        return frozenset(self._sockets.get(port, ()))
 
     def _by_netlink(self) -> Iterator[tuple[int, int]]:
         for family in (2, 10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unittest
 from pathlib import Path
@@ -89,7 +90,7 @@ class Contents(FilesTest):
                 self.write("key", "x" * size)
                 self.assertEqual(self.says("wc -c <$KEY", files={"KEY": self.key})[-1], str(size))
 
-    def test_a_thousand_starts_cost_no_descriptor(self) -> None:
+    def test_a_thousand_reads_cost_no_descriptor(self) -> None:
         files = {"GONE": f"{self.folder}/gone", "KEY": self.key, "PIPE": f"{self.folder}/pipe"}
         supervisor = self.supervise(self.web("exec true", files={"KEY": self.key}))
         self.tick_until_done(supervisor)
@@ -106,6 +107,26 @@ class Contents(FilesTest):
                 self.assertGreaterEqual(number, 500)
             sidecar_init._close(*fds)
         self.assertEqual(os.listdir("/proc/self/fd"), before)
+
+    def test_a_start_that_fails_costs_no_descriptor_either(self) -> None:
+        spec = self.web("exec sleep 60", files={"KEY": self.key, "GONE": f"{self.folder}/gone", "LAST": self.key})
+        supervisor = self.supervise(spec)
+        [daemon] = supervisor._daemons
+        before = os.listdir("/proc/self/fd")
+        for _ in range(20):
+            refusal = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            with mock.patch("os.fork", side_effect=refusal), self.assertRaises(sidecar_init._CannotStart):
+                daemon.run(spec.argv, daemon.output)
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+
+    def test_it_cannot_be_made_executable(self) -> None:
+        """Since Linux 6.3."""
+        try:
+            os.close(os.memfd_create("probe", 8))
+        except OSError:
+            self.skipTest("no MFD_NOEXEC_SEAL before Linux 6.3")
+        said = self.says("chmod 500 $KEY 2>/dev/null || echo refused", files={"KEY": self.key})
+        self.assertEqual(said, ["refused"])
 
     def test_the_contents_are_sealed(self) -> None:
         seals = "import fcntl, sys; print(fcntl.fcntl(int(sys.argv[1][-1]), fcntl.F_GET_SEALS) & 15)"
