@@ -191,7 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a peer that vanished frees its place
         self._reader = _DeadlineReader(self.connection)
         self._reader.deadline = time.monotonic() + _REQUEST_SECONDS
-        self._buffered = self.rfile = io.BufferedReader(self._reader)
+        # The size is given: what is read with the head counts as head, and from Python 3.14 on the default is 128 KiB.
+        self._buffered = self.rfile = io.BufferedReader(self._reader, 8192)
 
     def handle_one_request(self) -> None:
         self._reader.head_left = _MAX_HEAD
