@@ -2646,6 +2646,10 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"cannot understand the command line: {message}; see {self.prog} --help\n")
 
+        def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+            sys.stdout.flush()
+            super().exit(status, message)
+
     arguments: dict[str, dict[str, Any]] = {
         "names": {"metavar": "NAME", "nargs": "*", "help": "only these daemons"},
         "name": {"metavar": "NAME"},
@@ -2686,7 +2690,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
     return commands[options.command][0], options
 
 
-def _answer(command: Callable[[Any], int], options: Namespace | None) -> int:
+def _answer(words: list[str]) -> int:
     """Run a command. Its answer may meet a stdout that takes none, and a state that daemons have forged."""
     import io
 
@@ -2694,7 +2698,9 @@ def _answer(command: Callable[[Any], int], options: Namespace | None) -> int:
         raise _Refusal("cannot write the answer: stdout is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
+    command: Callable[[Any], int] | None = None
     try:
+        command, options = _command_line(words)
         code = command(options)
         sys.stdout.flush()
         return code
@@ -2704,8 +2710,8 @@ def _answer(command: Callable[[Any], int], options: Namespace | None) -> int:
             return 0  # the reader has left
         raise _Refusal(f"cannot write the answer: {error.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        if command in (_plan, _bake):
-            raise  # they read no state
+        if command in (None, _plan, _bake):
+            raise  # none of them reads the state
         raise _Refusal("cannot use the state: it was not written by a supervisor of this version") from None
 
 
@@ -2714,7 +2720,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not _asks_to_supervise(words):
-            return _answer(*_command_line(words))  # PID 1 does without argparse
+            return _answer(words)  # PID 1 does without argparse
         if words:
             _use_table(words[-1].removeprefix("--table="))
         return _supervise()

@@ -181,10 +181,11 @@ class WithoutSupervisor(CommandTest):
         self.write_status(os.getpid())
         for stdout, reason in ((">/dev/full", "No space left on device"), (">&-", "stdout is closed")):
             with self.subTest(stdout):
-                script = f"exec {sys.executable} -ISB {MODULE} status {stdout}"
-                answer = subprocess.run(["/bin/sh", "-c", script], stderr=subprocess.PIPE, text=True)
-                told = (answer.returncode, answer.stderr)
-                self.assertEqual(told, (1, f"cannot write the answer: {reason}\n"))
+                for command in ("status", "--help", "--version", "events --help"):
+                    script = f"exec {sys.executable} -ISB {MODULE} {command} {stdout}"
+                    answer = subprocess.run(["/bin/sh", "-c", script], stderr=subprocess.PIPE, text=True)
+                    told = (answer.returncode, answer.stderr)
+                    self.assertEqual(told, (1, f"cannot write the answer: {reason}\n"), command)
 
     def test_one_that_is_gone_is_reported_with_its_last_update(self) -> None:
         self.write_status(os.getpid(), start_ticks=1)  # the pid is another process's by now
