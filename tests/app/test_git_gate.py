@@ -483,6 +483,15 @@ class UpstreamAndStart(unittest.TestCase):
         self.assertEqual(push.wait(30), 0)
         wait_until(lambda: subprocess.run(lock).returncode == 0, 10, "the unlocked mirror")
 
+    def test_a_setting_that_was_planted_in_a_mirror_does_not_outlive_a_start(self) -> None:
+        self.world.gate().kill()
+        planted = ("config", "url.ssh://elsewhere/.insteadOf", self.world.url("demo"))
+        self.world.git(*planted, cwd=self.mirror)
+        gate = self.world.gate()
+        self.assertNotIn("elsewhere", (self.mirror / "config").read_text())
+        self.assertNotIn("cannot", gate.log)
+        self.assertEqual(*self.world.both())
+
     def test_the_key_may_be_a_file(self) -> None:
         """The supervisor passes the key in memory, as all other tests do; without it, the variable names a file."""
         key = self.world.dir / "id"
