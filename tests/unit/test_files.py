@@ -47,6 +47,14 @@ class Contents(FilesTest):
         said = self.says('echo "${GONE-unset} $KEY ${NONE-unset} $LAST"; cat $KEY $LAST', files=files)
         self.assertEqual(said, ["unset /proc/self/fd/4 unset /proc/self/fd/6", "contentscontents"])
 
+    def test_many_do_not_get_in_each_others_way(self) -> None:
+        """After forty that are missing, the numbers of some are those that PID 1 has given to others."""
+        files = {f"KEY{number}": f"{self.folder}/key{number}" for number in range(80)}
+        for number in range(40, 80):
+            self.write(f"key{number}", f"{number} ")
+        expected = "".join(f"{number} " for number in range(40, 80))
+        self.assertEqual(self.says("for n in $(seq 43 82); do cat /proc/self/fd/$n; done", files=files), [expected])
+
     def test_one_that_is_missing_is_reported_once_with_the_reason(self) -> None:
         files = {"GONE": f"{self.folder}/gone", "NONE": "/no/such/folder/file"}
         supervisor = self.supervise(self.web("exit 1", restart="always", files=files))
