@@ -70,7 +70,7 @@ class Peer(ABC):
 
 
 class SidecarInit(Peer):
-    """As an image should run it: the program and its table, baked into one compiled file."""
+    """What an image should run: program and table, baked into one compiled file."""
 
     name = "sidecar-init"
     form = "baked with its table"
@@ -106,7 +106,7 @@ class SidecarInit(Peer):
 
 
 class SidecarInitScript(SidecarInit):
-    """As it is tried out: the script, which Python compiles at each start, with a TOML file."""
+    """What one tries first: Python compiles the script at each start; a child parses the TOML file."""
 
     name = "sidecar-init as a script"
     form = "script with --table"
@@ -122,9 +122,9 @@ class SidecarInitScript(SidecarInit):
 
 
 class SidecarInitTokens(SidecarInit):
-    """The same with ten secrets to look for in every line."""
+    """The same, with ten secrets to look for in every line."""
 
-    name = "sidecar-init with ten secrets"
+    name = "sidecar-init (10 secrets)"
 
     def env(self, folder: Path) -> dict[str, str]:
         tokens = {f"BENCH_TOKEN_{i}": f"sk-{i}f3Zq8Lw0Vn5Jt2Rk9Xb7Hd4Gy6Pm1Cs" for i in range(10)}
@@ -132,7 +132,7 @@ class SidecarInitTokens(SidecarInit):
 
 
 class BundleImage(SidecarInit):
-    """The image named by SIDECARS_IMAGE (sidecars): the shipped table baked, with the bundle's real daemons."""
+    """The image that SIDECARS_IMAGE names, or `sidecars`: the bundle, with its real daemons."""
 
     name = "the bundle's image"
     form = "image: baked with the shipped table"
