@@ -207,7 +207,7 @@ def _flood(peer: Peer, daemons: DaemonsOf, mode: str) -> dict[str, float]:
     return values | ({f"flood-signal-{mode}": statistics.median(signals)} if signals else {})
 
 
-# -- signals, deaths, restarts -----------------------------------------------------------------------------------
+# -- signals, exits, restarts ------------------------------------------------------------------------------------
 
 
 def hup(peer: Peer) -> dict[str, float]:
@@ -223,7 +223,7 @@ def hup(peer: Peer) -> dict[str, float]:
         return {"hup": statistics.median(seconds)}
 
 
-def death(peer: Peer) -> dict[str, float]:
+def exit_line(peer: Peer) -> dict[str, float]:
     """From the KILL of a daemon until the line that says so is out; an init for one child: until it has exited."""
     seconds = []
     if not peer.supervises:
@@ -234,8 +234,8 @@ def death(peer: Peer) -> dict[str, float]:
                 os.kill(run.daemons[0], signal.SIGKILL)
                 run.process.wait()
                 seconds.append(time.monotonic() - sent)
-        return {"death": statistics.median(seconds)}
-    count = 5 if peer.survives_deaths else 1
+        return {"exit": statistics.median(seconds)}
+    count = 5 if peer.survives_exits else 1
     output = Output()
     with trial(peer, sleepers(count), output=output) as run:
         time.sleep(0.3)
@@ -243,9 +243,9 @@ def death(peer: Peer) -> dict[str, float]:
             time.sleep(0.02)
             sent = time.monotonic()
             os.kill(pid, signal.SIGKILL)
-            output.wait_for(peer.death_words)
+            output.wait_for(peer.exit_words)
             seconds.append(time.monotonic() - sent)
-        return {"death": statistics.median(seconds)}
+        return {"exit": statistics.median(seconds)}
 
 
 def restart(peer: Peer) -> dict[str, float]:
@@ -502,8 +502,8 @@ MEASURES = [
     Measure("hup", [peers.OURS, *peers.INITS], hup, [
         Row("hup", "HUP to PID 1 until the child has it", (Target("at most 2.5 times tini", 2.5, _TINI),)),
     ], needs_root=True),
-    Measure("death", [p for p in [*peers.SUPERVISORS, *peers.INITS] if p.death_words or not p.supervises], death, [
-        Row("death", "a daemon's death until its line is out (inits: until they exit)", (
+    Measure("exit", [p for p in [*peers.SUPERVISORS, *peers.INITS] if p.exit_words or not p.supervises], exit_line, [
+        Row("exit", "a daemon's exit until its line is out (inits: until they exit)", (
             Target("at most 1 ms", 0.001), Target("at most 2 times tini", 2.0, _TINI),
             Target("50 times faster than a 100 ms poll loop", 0.02, _NAIVE))),
     ]),

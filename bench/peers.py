@@ -51,8 +51,8 @@ class Peer(ABC):
     prefixes = False  # and each line gets a name or a time
     log_bytes = 100_000_000  # enough to keep it busy for a fraction of a second
     stop_signal = signal.SIGTERM
-    death_words = b""  # what the line that tells a daemon's death contains
-    survives_deaths = True
+    exit_words = b""  # what the line that reports a daemon's exit contains
+    survives_exits = True
 
     def installed(self) -> bool:
         return all(shutil.which(program) for program in self.needs)
@@ -76,7 +76,7 @@ class SidecarInit(Peer):
     form = "baked with its table"
     carries = prefixes = True
     log_bytes = 300_000_000
-    death_words = b" was terminated by SIGKILL"
+    exit_words = b" was terminated by SIGKILL"
 
     def env(self, folder: Path) -> dict[str, str]:
         return {**os.environ, "SIDECAR_INIT_STATE_DIR": str(folder / "state")}
@@ -148,7 +148,7 @@ class Yardstick(Peer):
     name = "naive design"
     python = carries = prefixes = True
     log_bytes = 1_000_000
-    death_words = b" exited with "
+    exit_words = b" exited with "
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
         (folder / "daemons.json").write_text(json.dumps([daemon[:2] for daemon in daemons]))
@@ -160,7 +160,7 @@ class Supervisord(Peer):
     needs = ("supervisord", "supervisorctl")
     python = carries = True
     log_bytes = 30_000_000
-    death_words = b"exited: "
+    exit_words = b"exited: "
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
         config = folder / "supervisord.conf"
@@ -210,8 +210,8 @@ class Honcho(Peer):
     needs = ("honcho",)
     python = carries = prefixes = True
     log_bytes = 2_000_000
-    death_words = b" stopped (rc="
-    survives_deaths = False
+    exit_words = b" stopped (rc="
+    survives_exits = False
 
     def command(self, folder: Path, daemons: Sequence[Daemon]) -> list[str]:
         (folder / "Procfile").write_text("".join(f"{name}: exec {shlex.join(argv)}\n" for name, argv, _ in daemons))

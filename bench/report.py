@@ -179,7 +179,7 @@ CHARTED = (
     "exec of the supervisor to the first child's exec",
     "RSS of all supervising processes, five idle daemons",
     "log, 64 KiB blocks, one daemon: bytes a second",
-    "a daemon's death until its line is out (inits: until they exit)",
+    "a daemon's exit until its line is out (inits: until they exit)",
     "500 daemons: exec until all run",
     "500 daemons: memory (PSS) of all supervisors",
     "TERM until all is gone, 500 daemons",

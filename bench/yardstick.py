@@ -42,15 +42,15 @@ def main() -> None:
     daemons = {name: start(name, argv) for name, argv in json.loads(Path(sys.argv[1]).read_text())}
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGHUP, lambda _, __: next(iter(daemons.values())).send_signal(signal.SIGHUP))
-    dead: set[str] = set()
-    while len(dead) < len(daemons):
+    exited: set[str] = set()
+    while len(exited) < len(daemons):
         time.sleep(0.1)
         if _stopping.is_set():
             for process in daemons.values():
                 process.terminate()
         for name, process in daemons.items():
-            if name not in dead and process.poll() is not None:
-                dead.add(name)
+            if name not in exited and process.poll() is not None:
+                exited.add(name)
                 print(f"{name} exited with {process.returncode}", flush=True)
 
 

@@ -13,7 +13,7 @@ import time
 CLONE_VM, CLONE_VFORK = 0x100, 0x4000
 
 
-def give_birth(count: int) -> None:
+def make_zombies(count: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     stack = ctypes.create_string_buffer(1 << 16)
     top = ctypes.c_void_p((ctypes.addressof(stack) + (1 << 16)) & ~15)
@@ -33,17 +33,17 @@ def main() -> None:
     before = processes()
     ready, tell = os.pipe()
     go, allow = os.pipe()
-    mother = os.fork()
-    if mother == 0:
-        give_birth(count)
+    parent = os.fork()
+    if parent == 0:
+        make_zombies(count)
         os.write(tell, b"+")
         os.read(go, 1)
         os._exit(0)
     os.read(ready, 1)
-    assert processes() >= before + count, "the orphans were not born"
+    assert processes() >= before + count, "the orphans were not made"
     start = time.monotonic_ns()
     os.write(allow, b"+")
-    os.waitpid(mother, 0)
+    os.waitpid(parent, 0)
     while (left := processes() - before) > 0 and time.monotonic_ns() - start < 20e9:
         time.sleep(0.0005)
     os.write(report, b"%d %d\n" % (time.monotonic_ns() - start, max(left, 0)))
