@@ -113,7 +113,7 @@ prepare_mirrors() {
             continue
         fi
         case $used in *" $name "*)
-            echo "cannot use line $number of $GIT_GATE_MIRRORS: $name is there twice" >&2
+            echo "cannot use line $number of $GIT_GATE_MIRRORS: $name has two lines" >&2
             continue
             ;;
         esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The image's health check: one request to each server that agents reach, then the command line that is given, which
-is the supervisor's own check. That one cannot tell a server that listens and does not answer.
+is the supervisor's own check. That one cannot detect a server that listens but does not answer.
 
 A port at which nothing listens is none of this program's business: the supervisor knows which daemons there should be.
 """
@@ -30,7 +30,7 @@ def main(supervisors_check: list[str]) -> int:
         except ConnectionRefusedError:
             continue
         except OSError as error:
-            print(f"unhealthy: {name} listens and does not answer: {error.strerror or error}")
+            print(f"unhealthy: {name} listens but does not answer: {error.strerror or error}")
             return 1
         if answer != expected:
             print(f"unhealthy: {name} answered {answer!a} and not {expected!a}")

@@ -204,7 +204,7 @@ def check_form(request: http.Request) -> None:
     if size > egress_limits.HEAD_BYTES or len(headers) > egress_limits.HEAD_LINES:
         raise Refusal(431, "the head of this request is too long")
     if request.http_version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise Refusal(505, "only HTTP/1.1 and 1.0 are spoken")
+        raise Refusal(505, "only HTTP/1.1 and 1.0 are supported")
     if not METHOD.fullmatch(request.data.method) or NOT_IN_A_TARGET.search(request.data.path):
         raise Refusal(400, "control characters in the request line")
     if NOT_IN_A_HEADER.search(b"".join(part for header in headers for part in header)):
@@ -256,7 +256,7 @@ def use(route: Route, request: http.Request) -> None:
     if not value:
         raise Refusal(502, f"{route.token} is not set")
     if not (value.isascii() and value.isprintable() and value == value.strip()):
-        raise Refusal(502, f"{route.token} holds what no header can carry, such as a line end")
+        raise Refusal(502, f"{route.token} contains what a header cannot carry, such as a line end")
     request.headers[route.header] = f"{route.scheme} {value}" if route.scheme else value
 
 

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # The one environment in which every git of the gate runs: upload-pack, receive-pack and their hooks.
-# Sourced, with GIT_GATE_APP set. It ends the shell where the gate itself could not run.
+# Sourced, with GIT_GATE_APP set. It ends the shell if the gate itself cannot run.
 
 : "${GIT_GATE_ROOT:=/srv/git}"                           # the mirrors, NAME.git
 : "${GIT_GATE_MIRRORS:=/etc/git-gate/mirrors}"           # the list: NAME URL

@@ -69,7 +69,7 @@ def scan(refs: Iterable[bytes], new_tips: Iterable[str]) -> None:
     if findings:
         different = list(dict.fromkeys(findings))
         more = [f"and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else []
-        raise Refused("\n  ".join(["it holds secrets; take them out of its commits", *different[:_SHOWN], *more]))
+        raise Refused("\n  ".join(["it contains secrets; remove them from its commits", *different[:_SHOWN], *more]))
 
 
 # --- what is new ---

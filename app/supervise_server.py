@@ -382,7 +382,7 @@ def _call_tool(params: dict[str, Any]) -> dict[str, Any]:
     try:
         text, structured = _TOOLS[name][0](arguments)
     except OSError as error:
-        text = f"cannot read {error.filename}: {error.strerror}; see that the supervisor may write its state directory"
+        text = f"cannot read {error.filename}: {error.strerror}; check the supervisor's log"
     except _ToolError as error:
         text = str(error)
     else:
@@ -399,7 +399,7 @@ def _bundle_status(_arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         lines = [f"bundle {status['state']}, as of {status['updated_at']}"]
         lines += [_line(daemon, "name", "state") for daemon in status["daemons"]]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _ToolError(f"cannot understand {_STATUS_FILE}: it is no whole status; ask again in a moment") from error
+        raise _ToolError(f"cannot understand {_STATUS_FILE}: it is incomplete; ask again in a moment") from error
     return "\n".join(lines), status
 
 

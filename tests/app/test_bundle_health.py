@@ -97,7 +97,7 @@ class BundleHealth(unittest.TestCase):
                 self.listen(name)
                 status, said = self.check()
                 self.assertEqual(status, 1)
-                self.assertIn(f"unhealthy: {name} listens and does not answer: ", said)
+                self.assertIn(f"unhealthy: {name} listens but does not answer: ", said)
 
     def test_a_server_that_answers_otherwise_is_named_with_its_answer(self) -> None:
         for answer in (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"", b"\xff"):

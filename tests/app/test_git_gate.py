@@ -118,7 +118,7 @@ class WhatIsRefused(GateCase):
 
     def refused(self, *refspecs: str, commit: str = "", url: str | None = None) -> str:
         said = self.assert_refused(self.work, *refspecs, hidden=self.secret, url=url)
-        self.assertIn("it holds secrets", said)
+        self.assertIn("it contains secrets", said)
         self.assertIn("github-pat (REDACTED)", said)
         if commit:
             self.assertIn(f"commit {commit[:12]}", said)

@@ -314,7 +314,7 @@ class ObjectsThatNoDiffShows(Attack):
             with self.subTest(place):
                 kind = "tags" if "tag" in place and place != "a merged tag" else "heads"
                 done = self.push(f"{name}:refs/{kind}/place-{number}")
-                self.assertIn("it holds secrets", done.stderr)
+                self.assertIn("it contains secrets", done.stderr)
         self.assert_clean()
 
     def crafted(self, kind: str, content: str) -> str:

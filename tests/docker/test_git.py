@@ -91,7 +91,7 @@ class Refused(Gate):
             with self.subTest(url):
                 pushed = self.work.push(ref, to=url)
                 self.assertNotEqual(pushed.returncode, 0)
-                self.assertIn("it holds secrets", pushed.stderr)
+                self.assertIn("it contains secrets", pushed.stderr)
                 self.assertNotIn(SECRET, pushed.stderr)
                 self.assertEqual(self.upstream(), self.before)
                 self.assertEqual(self.mirror(), self.before)
