@@ -807,11 +807,13 @@ class _Launcher:
             step = "open a pipe"
             writer = self._kernel.as_user(account.uid if account else None, output.writer)
             report, childs_end = os.pipe2(os.O_CLOEXEC)
+            self.reports.add(report, lambda: self._hear(process, owner))  # before the fork, because it can fail
             step = "fork"
             pid = os.fork()
             if pid == 0:
                 self._become(spec, argv, environ, writer, account, files, childs_end)
         except OSError as error:
+            self.reports.remove(report)
             _close(report)
             raise _CannotStart(step, error.errno or 0) from None
         finally:
@@ -820,7 +822,6 @@ class _Launcher:
         process = _Process(pid, report=report, started_at=self._clock())
         process.old_sockets = old_sockets
         self.children[pid] = process, owner
-        self.reports.add(report, lambda: self._hear(process, owner))
         return process
 
     def reaped(self, pid: int, status: int) -> None:
@@ -1322,8 +1323,8 @@ class _Watch:
         self._calls[fd] = call
 
     def remove(self, fd: int) -> None:
-        self._epoll.unregister(fd)
-        del self._calls[fd]
+        if self._calls.pop(fd, None):
+            self._epoll.unregister(fd)
 
     def take_turns(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
         for _ in range(len(self._calls)):
