@@ -1232,8 +1232,10 @@ class _History:
     def forwarded(self, number: int, problem: str) -> None:
         sent = _signal_name(number)
         what = f"{sent} for {self._name} dropped: {problem}" if problem else f"{sent} delivered to {self._name}"
+        is_restarting = self.answered < self.asked  # its answer will be for both
         self.ask()
-        self.report("signal", what, refuses=bool(problem), signal=sent, forwarded=not problem, reason=problem or None)
+        refuses = None if is_restarting else bool(problem)
+        self.report("signal", what, refuses=refuses, signal=sent, forwarded=not problem, reason=problem or None)
 
     def started(self, process: _Process, is_asked: bool) -> None:
         self._pid = process.pid
