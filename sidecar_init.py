@@ -786,6 +786,7 @@ class _Launcher:
         self._to_reset = [sig for sig in signal.valid_signals() if signal.getsignal(sig) != signal.SIG_DFL]
         self.oom, self.ports, self.reports = _OomCounter(), _Ports(self._kernel), _Watch()
         self.children: dict[int, tuple[_Process, _Daemon]] = {}  # those that have not been reaped
+        self._left: list[_Process] = []  # those that have been, and may have left others in their groups
         self.started_at, self.start_ticks = _timestamp(time.time()), _start_ticks(os.getpid())
 
     def guard(self) -> None:
@@ -799,6 +800,8 @@ class _Launcher:
         """Fork a child that executes the command. `owner` is advanced when that succeeds or fails, and at the exit."""
         account, report, childs_end = _account_of(spec, self._accounts, self._log), -1, -1
         files: list[int] = []
+        # Before Linux 6.9 a group is known by its ID, which this child may get if the group is empty: look before.
+        self._left = [one for one in self._left if one.signal_group(0)]
         # A signal that came between fork and exec would run PID 1's handlers in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -828,6 +831,7 @@ class _Launcher:
         process, owner = self.children.pop(pid, (None, None))
         if process and owner:
             process.returncode = os.waitstatus_to_exitcode(status)
+            self._left.append(process)
             self._hear(process, owner)
 
     def _hear(self, process: _Process, owner: _Daemon) -> None:
