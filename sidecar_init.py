@@ -1277,6 +1277,7 @@ class _History:
         return steady_at if self.exits else _NEVER
 
     def exited(self, process: _Process, delay: float | None, last_lines: bytes, counter: _OomCounter) -> None:
+        self._pid = process.pid  # a shutdown can come before its start was noticed
         code, uptime = process.returncode or 0, self._clock() - process.started_at
         if not process.stopped_by:  # it counts until it is started again
             self.outcome = (int(code != 0), 0, _shell_status(code))
