@@ -1,0 +1,44 @@
+"""The shortest histories in which the simulation has found a mistake of the supervisor."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Sequence
+from typing import Any
+
+from tests.simulation.histories import Scenario
+from tests.simulation.kernel import Kernel, load
+from tests.simulation.mutants import SOURCE
+from tests.simulation.world import Table
+
+
+class Found(unittest.TestCase):
+    kernel: Kernel
+    module: Any
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.kernel = Kernel()
+        cls.module = load(SOURCE.read_text(), cls.kernel)
+
+    def replay(self, table: Table, history: Sequence[str], **options: Any) -> None:
+        violation = Scenario(table, options, history).run(self.module, self.kernel)
+        self.assertIsNone(violation, violation)
+
+    def test_a_child_whose_report_cannot_be_watched_is_not_started(self) -> None:
+        """epoll_ctl may refuse (ENOMEM, ENOSPC): once, that was found out after the fork, and two of it ran."""
+        self.replay({"web": {"restart": "always"}}, ["fail epoll_ctl 12", "exit web 7", "wait 5", "usr1"])
+
+    def test_a_signal_that_is_forwarded_does_not_answer_a_restart_that_is_not_done(self) -> None:
+        self.replay({"web": {"check": True}}, ["usr1", "hup", "exit web 0"], may_restart=False)
+
+    def test_a_group_that_is_empty_is_not_taken_for_that_of_a_child_with_the_same_pid(self) -> None:
+        """The last of web exits, and db gets its pid in the same turn; without pidfds of groups, db was killed."""
+        self.replay({"web": {}, "db": {"check": True}}, ["fork web", "+20 restart db", "exit web 0"], old_kernel=True)
+
+    def test_an_exit_is_reported_with_its_own_pid_even_if_its_start_was_not_noticed(self) -> None:
+        self.replay({"web": {"port": 1000, "essential": True}, "db": {"after": ["web"]}}, ["exit web 3"])
+
+
+if __name__ == "__main__":
+    unittest.main()
