@@ -2587,12 +2587,8 @@ def _bake(options: Namespace) -> int:
             os.unlink(new)
         what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
         raise _Refusal(f"{cannot}: {what}; name a file that you may write to") from None
-    print(f"{options.out} has the table of {_names()}")
+    print(f"{options.out} has the table of {', '.join(spec.name for spec in _DAEMONS)}")
     return 0
-
-
-def _names() -> str:
-    return ", ".join(spec.name for spec in _DAEMONS)
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
@@ -2677,12 +2673,12 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "restart": (_reload, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
         "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
     }
-    baked = f", baked with the table of {_names()}" if __file__.endswith(".pyc") else ""
-    version = f"sidecar-init {__version__}{baked}"
+    names = ", ".join(spec.name for spec in _DAEMONS)
+    baked = f", baked with the table of {names}" if __file__.endswith(".pyc") else ""
     what = "PID 1 of a container that runs several daemons. Without a command: supervise."
     parser = Parser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", **arguments["--table"])
-    parser.add_argument("--version", action="version", version=version, help="show the version, and what is baked in")
+    parser.add_argument("--version", action="version", version=f"sidecar-init {__version__}{baked}")
     places = parser.add_subparsers(title="commands", metavar="[COMMAND]", dest="command")
     for name, (_, what, its_arguments) in commands.items():
         place = places.add_parser(name, help=what, description=what)

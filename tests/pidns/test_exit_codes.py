@@ -66,10 +66,10 @@ class SupervisorTest(NamespaceTestCase):
             daemons = [daemon("a", *shell(f"until [ -e {crash} ]; do sleep 0.01; done; exit 1"), restart=restart)]
             with self.subTest(restart=restart), Bundle([*daemons, daemon("b", *SLEEP)]) as bundle:
                 bundle.wait_for_state("b", "running")
-                [crashing] = bundle.running_commands("until")
+                crashing = bundle.host_pid(bundle.wait_for_state("a", "running")["pid"])  # it forks: not by its command
                 bundle.suspend()
                 crash.touch()
-                bundle.wait_for_zombie(crashing.pid)
+                bundle.wait_for_zombie(crashing)
                 bundle.signal(SIGTERM)
                 bundle.signal(SIGCONT)
                 self.assertEqual(bundle.exit(), 1)
