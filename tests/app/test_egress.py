@@ -392,7 +392,7 @@ class TokenTests(EgressTestCase):
         self.assert_refused(self.egress.get("unset.example.test"), 502, "EGRESS_TOKEN_UNSET is not set")
         self.assert_refused(self.egress.get("empty.example.test"), 502, "EGRESS_TOKEN_EMPTY is not set")
         self.assert_refused(self.egress.get("broken.example.test"), 502, "EGRESS_TOKEN_BROKEN contains")
-        self.assert_refused(self.egress.get("padded.example.test"), 502, "EGRESS_TOKEN_PADDED holds")
+        self.assert_refused(self.egress.get("padded.example.test"), 502, "EGRESS_TOKEN_PADDED contains")
 
     def test_server_without_a_trusted_certificate_gets_nothing(self) -> None:
         status, text = self.egress.get(UNTRUSTED)
