@@ -1692,11 +1692,10 @@ class _Inputs:
 
     def prepare(self, spec: _DaemonSpec, account: _Account | None, fds: list[int]) -> dict[str, str]:
         """Its environment. The caller closes `fds`, which gets a descriptor for each file; -1 if that is missing."""
-        missing = ", ".join(name for name in spec.capabilities if not self._kernel.has(name))
-        if spec.capabilities and os.geteuid() != 0:
-            names = ", ".join(spec.capabilities)
-            self._log.say_once(f"{spec.name} runs without {names}: only root can keep capabilities")
-        elif missing:
+        kept = ", ".join(spec.capabilities)
+        if kept and os.geteuid() != 0:
+            self._log.say_once(f"{spec.name} runs without {kept}: only root can keep capabilities")
+        elif missing := ", ".join(name for name in spec.capabilities if not self._kernel.has(name)):
             raise _CannotStart(f"keep {missing}", reason="the container does not have this capability")
         environ, secrets, files = self._wanted(spec, account)
         path = variable = ""
@@ -1728,8 +1727,8 @@ class _Inputs:
         if account:
             environ = {key: value for key, value in environ.items() if key not in ("USER", "LOGNAME")} | account.environ
         environ |= spec.env
-        named = {variable: environ.pop(variable) for variable in list(environ) if _secret_in_file(variable)}
-        return environ, {_secret_in_file(variable): path for variable, path in named.items() if path}, files
+        secrets = {_secret_in_file(key): environ.pop(key) for key in list(environ) if _secret_in_file(key)}
+        return environ, {variable: path for variable, path in secrets.items() if path}, files
 
     def _read_secret(self, variable: str, path: str) -> str:
         secret = self._read(path, _SECRET_LIMIT)
