@@ -2633,17 +2633,16 @@ def _is_usable(directory: str) -> bool:
     return os.access(directory, os.W_OK)
 
 
-def _quantity(text: str) -> float:
-    if not 0 <= float(text) < 1e6:
-        raise ValueError
-    return float(text)
-
-
 def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | None]:
     """The command that is asked for, with its options."""
     if words == ["health"]:  # which engines run every few seconds: argparse would be a third of its cost
         return _health, None
     import argparse
+
+    def number(text: str) -> float:
+        if not 0 <= float(text) < 1e6:
+            raise ValueError
+        return float(text)
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -2659,9 +2658,9 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "out": {"metavar": "OUT.pyc"},
         "--table": {"metavar": "FILE", "help": "a TOML file, not the shipped table", "default": argparse.SUPPRESS},
         "--json": {"action": "store_true", "help": "print JSON"},
-        "-n": {"metavar": "N", "help": "how many (20)", "type": _quantity, "default": 20},
+        "-n": {"metavar": "N", "help": "how many (20)", "type": number, "default": 20},
         "--follow -f": {"action": "store_true", "help": "also show new ones as they come, until Ctrl-C"},
-        "--timeout": {"metavar": "S", "help": "how many seconds to wait (15)", "type": _quantity, "default": 15.0},
+        "--timeout": {"metavar": "S", "help": "how many seconds to wait (15)", "type": number, "default": 15.0},
     }
     commands: dict[str, tuple[Callable[[Namespace], int], str, list[str]]] = {
         "plan": (_plan, "show what would run, as which user, and what is missing (then exit 1)", ["--table"]),

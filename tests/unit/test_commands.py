@@ -115,6 +115,7 @@ class Usage(CommandTest):
                 code, out, err = self.run_command(*arguments.split())
                 self.assertEqual((code, out), (2, ""))
                 self.assertRegex(err, r"\Acannot understand the command line: .+; see .+ --help\n\Z")
+                self.assertNotRegex(err, r"\b_|lambda|float|int\b", "no name of the program's own")
 
 
 NEED_A_SUPERVISOR = (["status"], ["status", "--json"], ["health"], ["apply", "web"], ["restart", "web"])
