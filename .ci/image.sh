@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the bundle image for the tests: `image.sh TAG`, with the old builder and, where there is one, the new.
+# Builds the bundle image for the tests: `image.sh TAG`, with the old builder and, if there is one, the new.
 #
 # PIPELOCK_IMAGE, GITLEAKS_IMAGE and MITMPROXY_IMAGE name the sources; the images of base-images.sh otherwise.
 # Where that script could not make the real pipelock, the bundle holds a stand-in.

@@ -107,7 +107,7 @@ class Results:
     def markdown(self) -> str:
         tables = [result.table() for result in self.rows]
         heading = [*self._heading(), self.targets(), "", self.growth(), self.many()]
-        return "\n".join([*heading, "## Everybody over ours", "", *tables])
+        return "\n".join([*heading, "## Every program over ours", "", *tables])
 
     def _heading(self) -> list[str]:
         return [

@@ -232,7 +232,7 @@ class TokenTests(EgressTestCase):
             with self.subTest(header):
                 answer = self.egress.get("paths.example.test", "/allowed", f"{header}: /other")
                 self.assert_refused(answer, 403, f"{header} would change")
-                # The control: where a route allows every method and path, it changes nothing that matters.
+                # The control: if a route allows every method and path, it changes nothing that matters.
                 self.assertEqual(200, self.egress.get("open.example.test", "/", f"{header}: /other")[0])
                 self.assertTrue(
                     self.upstream.requests[0].all(header.replace("_", "-").replace(".", "-")) or "." in header

@@ -32,7 +32,7 @@ def compose_command() -> list[str] | None:
 
 @functools.cache
 def read_by_compose() -> subprocess.CompletedProcess[str] | None:
-    """What compose makes of the file; None where there is no compose."""
+    """What compose makes of the file; None if there is no compose."""
     compose = compose_command()
     if compose is None:
         return None

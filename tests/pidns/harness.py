@@ -60,7 +60,7 @@ _WHY_NOT = _why_no_namespaces()
 
 @unittest.skipIf(_WHY_NOT, _WHY_NOT)
 class NamespaceTestCase(unittest.TestCase):
-    """The base of every test here: skipped, with the reason, where there are no PID namespaces."""
+    """The base of every test here: skipped, with the reason, if there are no PID namespaces."""
 
     def scratch(self) -> Path:
         """A directory for this test that every account can write to."""

@@ -431,7 +431,7 @@ class World:
             self.kernel.put(process, line.upper() if "-" in command else line)
 
     def on_stall(self) -> None:
-        """Nobody reads the log any more."""
+        """The log is no longer read."""
         self.kernel.stdout.is_read = False
 
     def on_drip(self, size: str) -> None:

@@ -356,7 +356,7 @@ class MachineTest(UnitTest):
         """From now on no child becomes its command."""
         self.system.cannot_execute = number
 
-    def on_mends(self) -> None:
+    def on_recovers(self) -> None:
         self.system.refusal, self.system.cannot_execute = None, 0
 
     def on_hangs(self) -> None:

@@ -68,7 +68,7 @@ class After(MachineTest):
             self.supervisor._begin()
             self.supervisor.tick()
             self.assertEqual(self.states(), "waiting starting")
-        self.walk(("mends", "running failed"))
+        self.walk(("recovers", "running failed"))
 
     def test_one_in_backoff_is(self) -> None:
         self.patch("_backoff", lambda exits: 3.0)
@@ -284,7 +284,7 @@ class Essential(MachineTest):
         for _ in range(20):
             self.walk(("deadline", "running backoff"))
         self.assertIsNone(self.supervisor.shutdown_at)
-        self.walk(("mends", "running backoff"), ("deadline", "running running"))
+        self.walk(("recovers", "running backoff"), ("deadline", "running running"))
 
     def test_a_crash_loop_ends_the_container_with_its_last_code(self) -> None:
         for code, expected in ((7, 7), (0, 1)):
@@ -566,7 +566,7 @@ class ReadinessCommand(MachineTest):
         for _ in range(20):
             self.happen("deadline")
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-        self.walk(("mends", "starting"), ("deadline", "starting"), ("answers 0", "running"))
+        self.walk(("recovers", "starting"), ("deadline", "starting"), ("answers 0", "running"))
 
     def test_nor_do_tries_that_an_unexpected_error_ends(self) -> None:
         self.begin()

@@ -62,7 +62,7 @@ class EveryStateWithEveryEvent(MachineTest):
         "ending": ["start", "listens 5432", "listens", "term"],
         "backoff": ["start", "listens 5432", "exits 7"],
         "exited": ["start", "listens 5432", "exits 0"],
-        "failed": ["start", "breaks", "listens 5432", "mends"],
+        "failed": ["start", "breaks", "listens 5432", "recovers"],
         "stopped": ["start", "term"],
     }
     CALLED: Mapping[str, str] = {"forked": "starting", "leftover": "stopping", "ending": "stopping"}
@@ -375,12 +375,12 @@ class StartThatFails(MachineTest):
 
     def test_what_cannot_be_executed_has_failed_and_is_not_tried_again(self) -> None:
         self.on_breaks(errno.ENOENT)
-        self.walk(("start", "failed"), ("mends", "failed"), ("wait 1000", "failed"))
+        self.walk(("start", "failed"), ("recovers", "failed"), ("wait 1000", "failed"))
         self.assertEqual(self.kinds(), ["failed"])
 
     def test_no_processes_left_is_a_backoff(self) -> None:
         self.on_breaks(errno.EAGAIN)
-        self.walk(("start", "backoff"), ("deadline", "backoff"), ("mends", "backoff"), ("deadline", "running"))
+        self.walk(("start", "backoff"), ("deadline", "backoff"), ("recovers", "backoff"), ("deadline", "running"))
 
     def test_a_child_that_does_not_become_its_command_has_failed(self) -> None:
         self.on_unexecutable()
@@ -399,13 +399,13 @@ class StartThatFails(MachineTest):
             self.assertEqual(self.states(), "backoff")
             self.assertEqual(self.seconds_to_deadline(), seconds)
             self.happen("deadline")
-        self.walk(("mends", "backoff"), ("deadline", "running"))
+        self.walk(("recovers", "backoff"), ("deadline", "running"))
         self.assertEqual(self.kinds(), ["not-started"] * 4 + ["started", "ready"])
         self.assert_said("cannot start web: cannot execute web: Cannot allocate memory; trying again in 4.0 s")
 
     def test_a_failed_one_starts_when_it_is_asked_for(self) -> None:
         self.on_breaks(errno.ENOENT)
-        self.walk(("start", "failed"), ("usr1", "failed"), ("mends", "failed"), ("usr1", "running"))
+        self.walk(("start", "failed"), ("usr1", "failed"), ("recovers", "failed"), ("usr1", "running"))
         self.assertEqual(self.supervisor.exit_code(), 0)
 
     def test_a_child_that_is_not_executed_within_ten_seconds_is_killed_and_tried_again(self) -> None:
