@@ -155,7 +155,7 @@ def _restarts(choice: random.Random, name: str) -> str:
 def _checks(choice: random.Random, name: str) -> str:
     listens, restart, checked = f"listen {name}", f"restart {name}", f"exit check-{name} 0"
     return choice.choice([checked, checked, f"exit check-{name} 1", restart, restart, f"exit ready-{name} 0",
-                          f"exit ready-{name} 1", listens, listens])  # fmt: skip
+                          f"exit ready-{name} 1", listens, f"mute {name}"])  # fmt: skip
 
 
 def _members(choice: random.Random, name: str) -> str:

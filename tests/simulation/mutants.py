@@ -62,6 +62,16 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "a grace is too short": [("_GRACE_SECONDS = 8.0", "_GRACE_SECONDS = 7.5")],
     "a grace is too long": [("_GRACE_SECONDS = 8.0", "_GRACE_SECONDS = 8.5")],
     "a wait for others is too short": [("_AFTER_SECONDS = 10.0", "_AFTER_SECONDS = 9.0")],
+    "a failure does not count for the exit code": [
+        ("            self.outcome = (int(code != 0), 0, _shell_status(code))\n",
+         "            self.outcome = (0, 0, _shell_status(code))\n"),
+    ],
+    "a oneshot is not waited for": [
+        ("return not self.history.was_ready and (", "return not self.history.was_ready and not ("),
+    ],
+    "a readiness command is not waited for": [
+        ("        self._awaited += [self._command()] if daemon.spec.ready else []\n", ""),
+    ],
     "a request to shut down is forgotten": [
         ("            self.request_shutdown(_signal_name(number))\n", "            pass\n"),
     ],

@@ -94,7 +94,7 @@ class Run:
         self.was_executed = self.looks_executed = self.is_reaped = self.is_killed = False
         self.start_is_told = self.exit_is_told = False
         self.stopped_at = self.exited_at = FOREVER
-        self.was_stopped_first = False  # before it exited
+        self.was_reaped_first = False  # before it was told to stop
         self.graces: list[float] = []  # that its stop may have been asked for with
 
     @property
@@ -129,6 +129,7 @@ class Seen:
         self.lines: Lines | None = None
         self.check_lines: list[Lines] = []
         self.last_event = ""
+        self.failure = 0  # that it could not be executed, as a shell tells it
         self.has_executed = self.has_listened = self.has_passed = self.is_done = False  # ever
         self.status: dict[str, Any] = {}
         self.stops_told = 0
@@ -187,6 +188,7 @@ class World:
         self._events: Iterable[str] = ()
         self._until: float | None = None
         self._partial = b""
+        self.mute: set[str] = set()  # that do not listen on their ports, unless an event says so
         self.stubborn: set[str] = set()  # whose processes ignore the signals that stop them
         self.wanted_at: float | None = None  # when the shutdown was requested by a signal
         self.is_at_once = False  # an INT came during the shutdown
@@ -408,6 +410,10 @@ class World:
             self.kernel.listen(port, process)
             self.seen[name].has_listened = True
 
+    def on_mute(self, name: str) -> None:
+        """From now on it does not listen by itself."""
+        self.mute ^= {name}
+
     def on_squat(self, name: str) -> None:
         """A stranger listens on its port."""
         if name in self.seen and self.seen[name].spec.port:
@@ -493,7 +499,7 @@ class World:
             if command == seen.name:
                 seen.lines = lines
             elif command.startswith("check-"):
-                seen.check_lines = [*seen.check_lines, lines][-3:]
+                seen.check_lines = [one for one in seen.check_lines if one.at < one.dropped + len(one.raw)] + [lines]
         if self.obey and command == seen.name and command not in self.stubborn:
             process.ignores = {signal.SIGHUP}
         else:
@@ -545,11 +551,12 @@ class World:
     def _executed(self, process: Process) -> None:
         if run := self._run_of(process):
             run.was_executed = run.looks_executed = self.seen[process.command].has_executed = True
+            if self.obey and process.command not in self.mute:
+                self.on_listen(process.command)
 
     def _exited(self, process: Process) -> None:
         if run := self._run_of(process):
             run.exited_at = self.kernel.now
-            run.was_stopped_first = run.stopped_at < FOREVER
             if process.status & 0x7F and not run.was_executed:  # killed on its way: it looks as if it had been executed
                 run.looks_executed = self.seen[process.command].has_executed = True
             self.seen[process.command].is_done |= process.status == 0
@@ -565,7 +572,7 @@ class World:
         command = leader.command
         seen = self.seen[command.rpartition("-")[2]]
         is_own = process.group is leader.group or not leader.has_own_group
-        self._demand(is_own, f"{command}: signal {number} reaches a process of another group")
+        self._demand(is_own or number == 0, f"{command}: signal {number} reaches a process of another group")
         if number in (0, signal.SIGCONT):
             return
         shutdown_at = self.supervisor.shutdown_at
@@ -596,7 +603,7 @@ class World:
         elif number != signal.SIGKILL:
             self._demand(number == seen.spec.stop_signal, f"{command} is stopped by signal {number}")
             if run.stopped_at == FOREVER:
-                run.stopped_at = now
+                run.stopped_at, run.was_reaped_first = now, run.is_reaped
                 if shutdown_at is None:
                     run.graces = [self._grace(seen, RESTART_GRACE)]
 
@@ -650,7 +657,7 @@ class World:
             run = next(iter(sorted(untold, key=lambda one: not one.was_executed)), None)
             if run is None or not run.looks_executed:
                 return self._violate(f"{seen.name} is {kind}, which did not happen")
-            run.start_is_told = True
+            run.start_is_told, seen.failure = True, 0
         elif kind == "exited":
             untold = [one for one in seen.runs if not one.exit_is_told and one.process.pid == event["pid"]]
             run = next(iter(sorted(untold, key=lambda one: not one.start_is_told)), None)
@@ -662,6 +669,8 @@ class World:
             run.exit_is_told = True
         elif kind == "ready":
             self._demand(seen.may_have_been_ready, f"{seen.name} is told to be ready, and was not")
+        elif kind == "failed":
+            seen.failure = 127 if "No such file" in event["reason"] else 126
         elif kind == "restarting":
             seen.checks = 0
         elif kind == "stopped":
@@ -692,12 +701,17 @@ class World:
             for seen in self.seen.values():
                 self._check_daemon(seen, wake_at, shutdown_at is not None)
 
+    def _is_due(self, seen: Seen, run: Run) -> bool:
+        """Whether its exit must have been reported: unless it came after giving up."""
+        shutdown_at = self.supervisor.shutdown_at
+        gives_up_at = FOREVER if shutdown_at is None else shutdown_at + self._grace(seen, GRACE) + GIVE_UP
+        return run.is_reaped and (run.was_executed or run.start_is_told) and run.exited_at < gives_up_at
+
     def _check_daemon(self, seen: Seen, wake_at: float, is_shutdown: bool) -> None:
         name, now, about = seen.name, self.kernel.now, seen.status
         state, run = about["state"], seen.run
         for one in seen.runs:
-            is_due = one.is_reaped and (one.was_executed or one.start_is_told)
-            self._demand(one.exit_is_told or not is_due, f"the exit of {name} is not reported")
+            self._demand(one.exit_is_told or not self._is_due(seen, one), f"the exit of {name} is not reported")
         if state in ("starting", "running", "checking"):
             self._demand(run and not run.is_reaped, f"{name} is {state}, but has exited")
         if about["pid"] and run and run.was_executed:
@@ -737,16 +751,15 @@ class World:
             self.kernel.receive(process, signal.SIGCONT)
             if process.is_denied or process.leader.command.startswith(("check-", "ready-")):
                 self.kernel.exit(process, 0)
-        yield 0.0
         for _ in range(8):
-            yield 5.0
+            yield 0.02
             for seen in self.seen.values():
                 if seen.is_up and seen.spec.port:
                     self.on_listen(seen.name)
                 for command in (seen.check, seen.ready_try):
                     if command and command.is_alive:
                         self.kernel.exit(command, 0)
-            yield 0.0
+            yield 5.0
         yield 35.0
         if self.supervisor.shutdown_at is None and not self.loses_events:
             self._check_settled()
@@ -761,6 +774,30 @@ class World:
             if seen.is_up and about["state"] in ("exited", "failed", "stopped"):
                 self._violate(f"{seen.name} runs, though it is {about['state']}")
 
+    def _check_exit_code(self) -> None:
+        """The worst of those that failed on their own; else of those that were stopped, where KILL is the worst."""
+        failures, stopped = [], []
+        for seen in self.seen.values():
+            run = seen.run
+            if seen.spec.essential or seen.last_event == "not-started" or self.is_excused:
+                return  # an essential daemon decides alone
+            if seen.failure:
+                failures.append(seen.failure)
+            elif run and not run.start_is_told:
+                return  # it was on its way
+            elif run:
+                code = run.code if run.code >= 0 else 128 - run.code
+                if run.is_up:
+                    stopped.append(137)
+                elif run.stopped_at == FOREVER or run.was_reaped_first:
+                    failures.append(code)
+                elif run.exited_at <= run.stopped_at:
+                    return  # it exited in the same moment
+                else:
+                    stopped.append(code)
+        expected = max(failures, default=0) or (137 if 137 in stopped else max(stopped, default=0))
+        self._demand(self.code == expected, f"the exit code is {self.code} instead of {expected}")
+
     def _check_end(self) -> None:
         now, shutdown_at = self.kernel.now, self.supervisor.shutdown_at
         if shutdown_at is not None:
@@ -772,5 +809,7 @@ class World:
                 left = [one for one in run.process.group.members if one.is_alive]
                 self._demand(not left, f"{seen.name} is left behind")
             for one in seen.runs:
-                is_due = one.is_reaped and (one.was_executed or one.start_is_told) and not self.loses_events
+                is_due = self._is_due(seen, one) and not self.loses_events
                 self._demand(one.exit_is_told or not is_due, f"the exit of {seen.name} is not reported")
+        if not self.loses_events:
+            self._check_exit_code()
