@@ -36,7 +36,7 @@ class DescriptorsTest(FaultTestCase):
             # With none left for a file either, the state is not written: one warning.
             self.assertLessEqual(bundle.log.count(b"cannot write to "), 1)
             # Twelve descriptors are PID 1's own; each daemon takes three, and a fourth and fifth while it is started.
-            self.assertGreater(len(bundle.running_commands("sleep 1000")), 3)
+            wait_until(lambda: len(bundle.running_commands("sleep 1000")) > 3, PATIENCE, "four daemons beside egress")
             os.kill(bundle.running_commands("sleep 1000")[-1].pid, SIGKILL)
             bundle.wait_for(b" was terminated by SIGKILL")
             bundle.signal(SIGTERM)
