@@ -815,9 +815,11 @@ class _Launcher:
             pid = os.fork()
             if pid == 0:
                 self._become(spec, argv, environ, writer, account, files, childs_end)
-        except OSError as error:
+        except Exception as error:
             self.reports.remove(report)
             _close(report)
+            if not isinstance(error, OSError):
+                raise
             raise _CannotStart(step, error.errno or 0) from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
