@@ -94,6 +94,8 @@ def random_scenario(seed: int, events: int = 1000, daemons: int = 20) -> Scenari
         del options["may_restart"]
     calm = choice.choice([1, 3, 10])
     kinds = choice.sample(_KINDS, choice.randint(3, len(_KINDS)))
+    if choice.random() < 0.8 and "memory" in kinds:
+        kinds.remove("memory")  # that excuses much
     history = [event for _ in range(events) for event in _event(choice, names, kinds, calm)][:events]
     if choice.random() < 0.3:
         last = choice.choice([["term", "int"], ["int", "wait 1", "int"], ["term", "wait 4", "term"]])
@@ -126,7 +128,8 @@ def _fields(choice: random.Random, number: int, others: Sequence[str]) -> dict[s
     return fields
 
 
-_KINDS = ["exits", "restarts", "checks", "members", "writes", "suspends", "starts", "faults", "reader", "signals"]
+_KINDS = ["exits", "restarts", "checks", "members", "writes", "suspends", "starts", "faults", "reader", "signals", "errors",
+          "state", "memory"]  # fmt: skip
 
 
 def _event(choice: random.Random, names: Sequence[str], kinds: Sequence[str], calm: int) -> list[str]:
@@ -137,7 +140,8 @@ def _event(choice: random.Random, names: Sequence[str], kinds: Sequence[str], ca
     name = choice.choice(names)
     event = {
         "exits": _exits, "restarts": _restarts, "checks": _checks, "members": _members, "writes": _writes,
-        "suspends": _suspends, "starts": _starts, "faults": _faults, "reader": _reader, "signals": _signals,
+        "suspends": _suspends, "starts": _starts, "faults": _faults, "reader": _reader, "signals": _signals, "errors": _errors, "state": _state,
+        "memory": _memory,
     }[choice.choice(kinds)](choice, name)  # fmt: skip
     if choice.random() < 0.15:
         return [f"+{choice.randint(1, 60)} {event}", choice.choice(["usr2", f"exit {name} 3", f"restart {name}"])]
@@ -194,3 +198,22 @@ def _reader(choice: random.Random, name: str) -> str:
 
 def _signals(choice: random.Random, name: str) -> str:
     return choice.choice(["hup", "usr2", "hup", f"squat {name}"])
+
+
+def _errors(choice: random.Random, name: str) -> str:
+    """What a full disk, a lack of memory or a filter makes of calls that nearly always work."""
+    return choice.choice([
+        "fail poll 12", "fail pidfd_open 12", "fail pipe2 23", "fail epoll_ctl 28", "fail pidfd_send_signal 1",
+        "fail write_log 5", "fail write_log 28", "fail write_log 32 3", "fail fcntl 12",
+    ])  # fmt: skip
+
+
+def _state(choice: random.Random, name: str) -> str:
+    call = choice.choice(["write_state", "open_state", "rename_state"])
+    return f"fail {call} {choice.choice([28, 5, 24])}"
+
+
+def _memory(choice: random.Random, name: str) -> str:
+    """Any call may find that there is no memory left; then the supervisor has to survive, and no more."""
+    call = choice.choice(["fork", "pipe2", "epoll_ctl", "waitpid", "waitid", "pidfd_send_signal", "write_log", "poll"])
+    return f"fail {call} 0"

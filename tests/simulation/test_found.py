@@ -39,6 +39,10 @@ class Found(unittest.TestCase):
     def test_an_exit_is_reported_with_its_own_pid_even_if_its_start_was_not_noticed(self) -> None:
         self.replay({"web": {"port": 1000, "essential": True}, "db": {"after": ["web"]}}, ["exit web 3"])
 
+    def test_a_fork_that_fails_for_want_of_memory_leaves_no_report_to_watch(self) -> None:
+        """The loop looked at it again and again."""
+        self.replay({"web": {"ready": True}}, ["fail fork 0", "wait 9"])
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -193,6 +193,7 @@ class World:
         self.wanted_at: float | None = None  # when the shutdown was requested by a signal
         self.is_at_once = False  # an INT came during the shutdown
         self.hups = 0
+        self.only_survives = False  # memory was short: PID 1 must go on, and end when it is told to
         self.is_excused = False  # an error was injected that nothing can hide
         self.loses_events = self.loses_lines = False
         self.began_at = 0.0
@@ -288,7 +289,7 @@ class World:
         self.kernel.violate(what)
 
     def _demand(self, rule: object, what: str) -> None:
-        if not rule:
+        if not rule and not (self.only_survives and "shutdown" not in what):
             self.kernel.violate(what)
 
     # -- events: processes
@@ -316,7 +317,7 @@ class World:
 
     def on_fork(self, name: str) -> None:
         leader = self._find(name)
-        if leader and leader.is_alive and leader.is_executed and len(self.kernel.processes) < 300:
+        if leader and leader.is_alive and leader.is_executed and not leader.is_stuck:
             self.kernel.new_process(leader)
 
     def on_member(self, name: str, status: str = "0") -> None:
@@ -388,8 +389,10 @@ class World:
             self.loses_events = True
         elif call == "write_log":
             self.loses_lines = True
-        if call == "poll" or number == "0":
+        if call == "poll":
             self.is_excused = True
+        if number == "0":
+            self.only_survives = self.loses_events = self.loses_lines = self.is_excused = True
 
     def on_lacking(self, name: str) -> None:
         """Its file is not there."""
@@ -510,7 +513,7 @@ class World:
             self._demand(not (seen.check and seen.check.is_alive), f"{command} runs twice at once")
             self._demand(seen.is_asked, f"{command} runs without a request for a restart")
             seen.checks += 1
-            self._demand(seen.checks <= 2, f"{command} is repeated more than once")
+            self._demand(seen.checks <= 2 or self.loses_events, f"{command} is repeated more than once")
             seen.check = process
         elif command.startswith("ready-"):
             seen.ready_try = process
@@ -648,7 +651,7 @@ class World:
 
     def _told(self, event: dict[str, Any]) -> None:
         kind, seen = event["event"], self.seen.get(event["daemon"])
-        if seen is None or kind == "signal":
+        if seen is None or kind == "signal" or self.loses_events:
             return
         seen.last_event = kind
         if kind in ("started", "restarted"):
