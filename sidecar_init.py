@@ -1539,12 +1539,18 @@ class _Kernel:
         c: Any = __import__("_ctypes")
         function: Any = type("Function", (c.CFuncPtr,), {"_flags_": c.FUNCFLAG_CDECL | c.FUNCFLAG_USE_ERRNO})
         libc, self._get_errno = c.dlopen(None, 0), c.get_errno
-        self._function: Callable[[str], Callable[..., int]] = lambda name: function(c.dlsym(libc, name))
+        self._find: Callable[[str], Callable[..., int]] = lambda name: function(c.dlsym(libc, name))
+        self._functions: dict[str, Callable[..., int]] = {}
         self._word: Any = type("Word", (c._SimpleCData,), {"_type_": "L"})
         self.proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
         with open("/proc/self/status") as status:
             sets = {line[:6]: int(line[8:], 16) for line in status if line.startswith("Cap")}
         self._bounding, self._permitted = sets["CapBnd"], sets["CapPrm"]
+
+    def _function(self, name: str) -> Callable[..., int]:
+        if name not in self._functions:  # a child makes 50 calls
+            self._functions[name] = self._find(name)
+        return self._functions[name]
 
     def call(self, name: str, *arguments: Any) -> int:
         result = self._function(name)(*arguments)
