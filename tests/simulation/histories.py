@@ -93,7 +93,7 @@ def random_scenario(seed: int, events: int = 1000, daemons: int = 20) -> Scenari
     if options["may_restart"]:
         del options["may_restart"]
     calm = choice.choice([1, 3, 10])
-    kinds = choice.sample(_KINDS, choice.randint(3, len(_KINDS)))
+    kinds = choice.sample(list(_KINDS), choice.randint(3, len(_KINDS)))
     if choice.random() < 0.8 and "memory" in kinds:
         kinds.remove("memory")  # that excuses much
     history = [event for _ in range(events) for event in _event(choice, names, kinds, calm)][:events]
@@ -128,21 +128,13 @@ def _fields(choice: random.Random, number: int, others: Sequence[str]) -> dict[s
     return fields
 
 
-_KINDS = ["exits", "restarts", "checks", "members", "writes", "suspends", "starts", "faults", "reader", "signals", "errors",
-          "state", "memory"]  # fmt: skip
-
-
 def _event(choice: random.Random, names: Sequence[str], kinds: Sequence[str], calm: int) -> list[str]:
     if choice.random() < 0.35:
         return [choice.choice(["wait 0.02", "wait 0.3", "wait 0.6", "wait 2", "wait 5.2", "deadline", "deadline"])]
     if choice.random() < 0.02 * calm:
         return [choice.choice(["wait 9", "wait 70"])]
     name = choice.choice(names)
-    event = {
-        "exits": _exits, "restarts": _restarts, "checks": _checks, "members": _members, "writes": _writes,
-        "suspends": _suspends, "starts": _starts, "faults": _faults, "reader": _reader, "signals": _signals, "errors": _errors, "state": _state,
-        "memory": _memory,
-    }[choice.choice(kinds)](choice, name)  # fmt: skip
+    event = _KINDS[choice.choice(kinds)](choice, name)
     if choice.random() < 0.15:
         return [f"+{choice.randint(1, 60)} {event}", choice.choice(["usr2", f"exit {name} 3", f"restart {name}"])]
     return [event]
@@ -217,3 +209,10 @@ def _memory(choice: random.Random, name: str) -> str:
     """Any call may find that there is no memory left; then the supervisor has to survive, and no more."""
     call = choice.choice(["fork", "pipe2", "epoll_ctl", "waitpid", "waitid", "pidfd_send_signal", "write_log", "poll"])
     return f"fail {call} 0"
+
+
+_KINDS: dict[str, Callable[[random.Random, str], str]] = {
+    "exits": _exits, "restarts": _restarts, "checks": _checks, "members": _members, "writes": _writes,
+    "suspends": _suspends, "starts": _starts, "faults": _faults, "reader": _reader, "signals": _signals,
+    "errors": _errors, "state": _state, "memory": _memory,
+}  # fmt: skip
