@@ -47,6 +47,7 @@ class Measure(NamedTuple):
 
 
 DaemonsOf = Callable[[str], list[Daemon]]  # given the path of the mailbox
+TMPFS = "/dev/shm"
 AS_PID_1 = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
@@ -64,10 +65,16 @@ class Trial(NamedTuple):
 
 @contextmanager
 def trial(
-    peer: Peer, daemons: DaemonsOf, *, output: Output | None = None, pid_1: bool = False, reports: bool = True
+    peer: Peer,
+    daemons: DaemonsOf,
+    *,
+    output: Output | None = None,
+    pid_1: bool = False,
+    reports: bool = True,
+    place: str | None = None,
 ) -> Iterator[Trial]:
     """A peer with daemons that have all reported. On leaving, nothing of it is left."""
-    with TemporaryDirectory(prefix="bench-") as name, harness.patience():
+    with TemporaryDirectory(prefix="bench-", dir=place) as name, harness.patience():
         folder = Path(name)
         mailbox = Mailbox(folder)
         rows = daemons(mailbox.path)
@@ -405,6 +412,18 @@ def many(count: int) -> Callable[[Peer], dict[str, float]]:
     return sample
 
 
+def many_in_memory(peer: Peer) -> dict[str, float]:
+    """The same two times with 500, if all that is written is on a tmpfs, as `/run` of a container may be."""
+    values = {}
+    with trial(peer, sleepers(500), place=TMPFS) as run:
+        values["start-500-tmpfs"] = time.monotonic() - run.started_at
+        time.sleep(0.5)
+        sent = time.monotonic()
+        run.process.send_signal(peer.stop_signal)
+        harness.wait_for_all()
+        return values | {"term-500-tmpfs": time.monotonic() - sent}
+
+
 def orphans(peer: Peer) -> dict[str, float]:
     """From the moment when PID 1 inherits 10,000 zombies until none is left."""
     with trial(peer, python_daemon("orphanage.py", "10000"), pid_1=True, reports=False) as run:
@@ -536,4 +555,8 @@ MEASURES = [
         Row("idle-wakes-500", "idle with 500 daemons: wake-ups a second", (_NEVER,)),
         Row("idle-cpu-500", "idle with 500 daemons: share of a CPU", (_NEVER,)),
     ], rounds=5),
+    Measure("500-tmpfs", [peers.OURS, *peers.C_PEERS], many_in_memory, [
+        Row("start-500-tmpfs", "500 daemons, all files on a tmpfs: exec until all run"),
+        Row("term-500-tmpfs", "TERM until all is gone, 500 daemons, all files on a tmpfs"),
+    ], rounds=3),
 ]  # fmt: skip
