@@ -132,7 +132,7 @@ DOCKERFILE
 
 # A Release file of testing is valid for a week, which a mirror or a clock may have passed.
 say "installing Debian testing"
-mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' --include=python3,util-linux,git,openssh-client,openssh-server \
+mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' --include=python3,util-linux \
     testing "$work/testing.tar"
 docker import "$work/testing.tar" sidecars-base/testing >/dev/null
 mkdir "$work/python"
