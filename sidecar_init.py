@@ -1898,7 +1898,7 @@ class _Ports:
 
 
 class _OomCounter:
-    """How often the kernel's OOM killer has struck in our cgroup (version 2)."""
+    """How many processes of our cgroup (version 2) the OOM killer has killed."""
 
     def __init__(self) -> None:
         self._fd, self._kills = -1, 0
@@ -1911,7 +1911,7 @@ class _OomCounter:
         self.has_counted()
 
     def has_counted(self) -> bool | None:
-        """Whether it has struck since the last call; None if that cannot be known."""
+        """Whether it has killed one since the last call; None if that cannot be known."""
         before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
         self._kills = int(counts[counts.index(b"oom_kill") + 1]) if b"oom_kill" in counts else 0
         return self._kills > before if self._fd >= 0 else None
