@@ -110,7 +110,8 @@ def one_daemon() -> Iterator[Table]:
 
 def two_daemons() -> Iterator[Table]:
     for db, web, after in itertools.product(one_daemon(), one_daemon(), (None, ["db"])):
-        yield {"db": db["web"], "web": {**web["web"], **_fields(after=after)}}
+        port = 81 if web["web"].get("port") else None
+        yield {"db": db["web"], "web": {**web["web"], **_fields(port=port, after=after)}}
 
 
 def _fields(**fields: Any) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def _state(choice: random.Random, name: str) -> str:
 
 def _memory(choice: random.Random, name: str) -> str:
     """Any call may find that there is no memory left; then the supervisor has to survive, and no more."""
-    call = choice.choice(["fork", "pipe2", "epoll_ctl", "waitpid", "waitid", "pidfd_send_signal", "write_log", "poll"])
+    call = choice.choice(["fork", "pipe2", "epoll_ctl", "waitpid", "waitid", "pidfd_send_signal", "poll"])
     return f"fail {call} 0"
 
 

@@ -459,7 +459,7 @@ class World:
         self.kernel.signal_supervisor(signal.SIGTERM)
 
     def on_int(self) -> None:
-        self.is_at_once |= self.wanted_at is not None
+        self.is_at_once |= self.wanted_at is not None or self.supervisor.shutdown_at is not None
         self._request_shutdown()
         self.kernel.signal_supervisor(signal.SIGINT)
 
@@ -698,6 +698,9 @@ class World:
             self._demand(now <= shutdown_at + grace + GIVE_UP + SLACK, "the shutdown does not come to an end")
         taken = sum(seen.lines.pipe.taken - seen.lines.at for seen in self.seen.values() if seen.lines)
         self._demand(taken <= BUFFER_LIMIT + 3 * LINE_LIMIT * len(self.seen), f"{taken} bytes are buffered")
+        if all(seen.status.get("state") in ("exited", "failed", "stopped") for seen in self.seen.values()):
+            self.loses_lines |= not self.kernel.stdout.is_read
+            return  # PID 1 only waits for the log's reader, and not for long
         if self.wanted_at is not None:
             self._demand(shutdown_at is not None or self.is_excused, "a request to shut down is ignored")
         if not self.loses_events:
