@@ -39,6 +39,7 @@ class Lines:
     def __init__(self, pipe: Pipe) -> None:
         self.pipe, self.raw, self.at, self.dropped = pipe, bytearray(), 0, 0
         self.cuts: set[int] = set()
+        self.may_have_ended = False  # the last line: with the newline that follows, or without one, before it
         self.is_secret = False
         pipe.lines = self.raw.extend
 
@@ -48,11 +49,20 @@ class Lines:
 
     def take(self, line: bytes) -> bool:
         """Whether this line is the next one."""
+        could_have_ended, self.may_have_ended = self.may_have_ended, False
+        if self._take(line):
+            return True
+        if could_have_ended:
+            self._advance(self.at - self.dropped + 1)
+        return could_have_ended and self._take(line)
+
+    def _take(self, line: bytes) -> bool:
         start = self.at - self.dropped
         end = self.raw.find(b"\n", start)
         expected = bytes(self.raw[start : end if end >= 0 else len(self.raw)])
         if end >= 0 and self._equal(expected, line):
-            self._advance(end + 1)
+            self.may_have_ended = bool(expected) and end + self.dropped in self.cuts
+            self._advance(end if self.may_have_ended else end + 1)
             return True
         for cut in sorted(self.cuts):
             if self.at < cut and self._equal(expected[: cut - self.at], line) and cut - self.at <= len(expected):
@@ -83,7 +93,7 @@ class Lines:
 
     @property
     def is_all_out(self) -> bool:
-        return not self.pipe.data and self.raw.find(b"\n", self.at - self.dropped) < 0
+        return not self.pipe.data and self.raw.find(b"\n", self.at - self.dropped + self.may_have_ended) < 0
 
 
 class Run:
