@@ -138,7 +138,7 @@ class Seen:
         self.ready_try: Process | None = None
         self.lines: Lines | None = None
         self.check_lines: list[Lines] = []
-        self.last_event = ""
+        self.last_event = ""  # but "stopped"
         self.failure = 0  # that it could not be executed, as a shell tells it
         self.has_executed = self.has_listened = self.has_passed = self.is_done = False  # ever
         self.status: dict[str, Any] = {}
@@ -663,7 +663,7 @@ class World:
         kind, seen = event["event"], self.seen.get(event["daemon"])
         if seen is None or kind == "signal" or self.loses_events:
             return
-        seen.last_event = kind
+        seen.last_event = kind if kind != "stopped" else seen.last_event
         if kind in ("started", "restarted"):
             seen.starts += 1
             untold = [one for one in seen.runs if not one.start_is_told and one.process.pid == event["pid"]]
