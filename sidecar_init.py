@@ -1780,7 +1780,7 @@ class _Inputs:
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            return OSError(errno.ENOENT, "its folder did not exist at the start")
+            return OSError(errno.ENOENT, "its directory did not exist at startup")
         except OSError as error:
             return error
         about = os.fstat(fd)
@@ -2126,22 +2126,22 @@ _STOP = {
     "grace": lambda value: type(value) in (int, float) and 0 <= value <= 86400,
 }
 _FIELDS: dict[str, tuple[str, Any]] = {  # what a value must be, and the rule that it must fit
-    "name": ("a name of letters, digits and ._-, at most 64", _NAME),
+    "name": ("1 to 64 characters, only letters, digits and ._-", _NAME),
     "argv": _COMMAND,
-    "restart": ("never, on-failure or always", "never|on-failure|always"),
-    "user": ("the name of an account, UID or UID:GID", _is_user),
-    "port": ("a number from 1 to 65535", lambda value: type(value) is int and 0 < value < 65536),
+    "restart": ('"never", "on-failure" or "always"', "never|on-failure|always"),
+    "user": ('a string: the name of an account, "UID" or "UID:GID"', _is_user),
+    "port": ("a number from 1 to 65535, without quotes", lambda value: type(value) is int and 0 < value < 65536),
     "ready": _COMMAND,
     "after": ("a list of names", [_NAME]),
     "check": _COMMAND,
     "oneshot": _TRUTH,
     "essential": _TRUTH,
-    "stop": ('like { signal = "QUIT", to = "leader", grace = 30 }; to: group or leader; grace: 0 to 86400', _STOP),
+    "stop": ('like { signal = "QUIT", to = "leader", grace = 30 }; signal: without SIG; grace: 0 to 86400', _STOP),
     "cwd": ("an absolute path", _PATH),
     "env": ("a table of strings", {_VARIABLE: _TEXT}),
     "prefix": _TRUTH,
     "files": ("a table of absolute paths", {_VARIABLE: "/[^\0]*[^\0/]"}),
-    "capabilities": ("a list of capabilities, like NET_BIND_SERVICE", [_CAPABILITIES.__contains__]),
+    "capabilities": ('a list of names without CAP_, like ["NET_BIND_SERVICE"]', [_CAPABILITIES.__contains__]),
 }
 
 
@@ -2230,7 +2230,10 @@ def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
     try:
         TopologicalSorter({spec.name: spec.after for spec in specs.values()}).prepare()
     except CycleError as error:
-        raise _TableError(f'daemon "{min(error.args[1])}": circular after') from None
+        circle = error.args[1][:0:-1]  # each waits for the next
+        first = circle.index(min(circle))
+        names = [*circle[first:], *circle[:first], circle[first]]
+        raise _TableError(f'daemon "{names[0]}": circular after: {" -> ".join(names)}') from None
     return specs
 
 
@@ -2507,11 +2510,11 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
     inputs = _Inputs(specs, os.environ, _Kernel(), log)
     for spec in specs:
         path = spec.env.get("PATH", os.environ.get("PATH", os.defpath))
-        for argv in filter(None, (spec.argv, spec.check, spec.ready)):
-            if shutil.which(argv[0], path=path) is None:
-                obstacles.append(f"{spec.name}: cannot execute {argv[0]}: it is not there, or not executable")
+        for program in dict.fromkeys(argv[0] for argv in (spec.argv, spec.check, spec.ready) if argv):
+            if shutil.which(program, path=path) is None:
+                obstacles.append(f"{spec.name}: cannot execute {program}: not found, or not executable")
         if spec.cwd and not os.path.isdir(spec.cwd):
-            obstacles.append(f"{spec.name}: cannot change to its working directory {spec.cwd}: there is none")
+            obstacles.append(f"{spec.name}: cannot change to its working directory {spec.cwd}: no such directory")
         files: list[int] = []
         try:
             inputs.prepare(spec, _account_of(spec, accounts, log), files)
@@ -2543,7 +2546,7 @@ def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
         exposed = {name for owners in set_ones.values() if spec.name not in owners for name in owners}
         exposed |= {other.name for other in specs if other.files}
         if risky and (others := ", ".join(sorted(uids.keys() & exposed - {spec.name}))):
-            warnings.append(f"cannot keep the secrets of {others} from {spec.name}: it has {risky}; drop them")
+            warnings.append(f"cannot keep the secrets of {others} from {spec.name}: it has {risky}; remove these")
     return sorted(warnings)
 
 
@@ -2565,6 +2568,7 @@ def _plan(_: Namespace) -> int:
     else:
         print("no daemons selected; nothing to do")
     problems = [*_obstacles(specs, log), *_warnings(specs)]
+    log.flush()  # what is missing, and does not prevent a start: files, capabilities
     for problem in problems or ["ok"]:
         print(_one_line(log.redact_text(problem)))
     return 1 if problems else 0

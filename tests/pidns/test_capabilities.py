@@ -100,7 +100,7 @@ class CapabilitiesTest(NamespaceTestCase):
     def test_one_that_opens_the_secrets_of_others_is_reported(self) -> None:
         rows = [daemon("nginx", *SLEEP, capabilities=["SETUID"]), daemon("egress", *SLEEP, user=OWNER)]
         with Bundle(rows, secrets={"TOKEN_": "egress"}, env={"TOKEN_A": "sesame-token"}) as bundle:
-            bundle.wait_for(b"cannot keep the secrets of egress from nginx: it has SETUID; drop them\n")
+            bundle.wait_for(b"cannot keep the secrets of egress from nginx: it has SETUID; remove these\n")
 
 
 @unittest.skipIf(shutil.which("nginx") is None, "no nginx on PATH")

@@ -899,10 +899,18 @@ class Plan(CommandTest):
             'cwd = "/nowhere"\n'
         )
         code, lines = self.plan()
-        programs = ["/nowhere/db", "/etc/passwd", "no-such-command"]
-        expected = [f"db: cannot execute {program}: it is not there, or not executable" for program in programs]
-        expected.append("db: cannot change to its working directory /nowhere: there is none")
+        programs = ["/nowhere/db", "/etc/passwd", "no-such-command"]  # each once
+        expected = [f"db: cannot execute {program}: not found, or not executable" for program in programs]
+        expected.append("db: cannot change to its working directory /nowhere: no such directory")
         self.assertEqual((code, lines[3:]), (1, expected))
+
+    def test_a_program_that_is_missing_twice_and_a_file_that_is_missing_are_named_once(self) -> None:
+        row = '[[daemon]]\nname = "db"\nargv = ["/no/db"]\ncheck = ["/no/db"]\nfiles = { KEY = "/no/key" }\n'
+        self.table.write_text(row)
+        command = [sys.executable, str(MODULE), "plan", "--table", str(self.table)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(ended.stdout.splitlines()[3:], ["db: cannot execute /no/db: not found, or not executable"])
+        self.assertRegex(ended.stderr, r"\Asidecar-init: db starts without KEY: cannot find /no/key: [^\n]+\n\Z")
 
     def test_a_command_is_looked_for_in_the_path_that_env_sets(self) -> None:
         (self.path / "own-command").symlink_to("/bin/sh")

@@ -119,7 +119,7 @@ class Warnings(UnitTest):
             _DaemonSpec("a", ["true"], user="web"),
             _DaemonSpec("b", ["true"], user="db", files={"KEY": "/run/key"}),
         )
-        why = "it has SETUID, CHOWN; drop them"
+        why = "it has SETUID, CHOWN; remove these"
         self.assertEqual(_warnings(specs), [f"cannot keep the secrets of a, b from nginx: {why}"])
         self.assertEqual(_warnings(specs[:2]), [f"cannot keep the secrets of a from nginx: {why}"])
         with mock.patch("os.geteuid", return_value=1000):

@@ -62,7 +62,7 @@ class Contents(FilesTest):
         gone, none = (line for line in self.logged().splitlines() if "starts without" in line)
         self.assertIn(f"GONE: cannot find {self.folder}/gone: No such file or directory", gone)
         if os.geteuid() == 0:
-            self.assertIn("NONE: cannot find /no/such/folder/file: its folder did not exist at the start", none)
+            self.assertIn("NONE: cannot find /no/such/folder/file: its directory did not exist at startup", none)
 
     def test_a_variable_of_the_environment_is_the_path_instead_unless_it_is_empty(self) -> None:
         other = self.write("other", "of the environment")

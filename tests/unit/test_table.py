@@ -84,7 +84,7 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
     GOOD + GOOD: 'daemon "web": duplicate name',
     "[[daemon]]\nargv = ['true']\n": "daemon 1: name is missing",
     "[[daemon]]\nname = 'web'\n": 'daemon "web": argv is missing',
-    "[[daemon]]\nname = ''\n": 'daemon "": name must be a name of letters, digits and ._-, at most 64',
+    "[[daemon]]\nname = ''\n": 'daemon "": name must be 1 to 64 characters, only letters, digits and ._-',
     "[[daemon]]\nname = 'a b'\n": 'daemon "a b": name must be',
     "[[daemon]]\nname = 'a,b'\n": 'daemon "a,b": name must be',
     "[[daemon]]\nname = 7\n": "daemon 1: name must be",
@@ -96,13 +96,13 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
     "[[daemon]]\nname = 'web'\nargv = ['true', 3]\n": f'daemon "web": argv {COMMAND}',
     '[[daemon]]\nname = "web"\nargv = ["true", "\\u0000"]\n': f'daemon "web": argv {COMMAND}',
     **{GOOD + f"{key} = {value}\n": f'daemon "web": {expected}' for key, value, expected in [
-        ("restart", "'sometimes'", "restart must be never, on-failure or always"),
+        ("restart", "'sometimes'", 'restart must be "never", "on-failure" or "always"'),
         ("restart", "true", "restart must be"),
         ("restart", "['always']", "restart must be"),
-        *(("user", value, "user must be the name of an account, UID or UID:GID") for value in (
+        *(("user", value, 'user must be a string: the name of an account, "UID" or "UID:GID"') for value in (
             "1000", "''", '"\\u0000"', "'0'", "'0:0'", "'00'", "'4294967295'", "'1:4294967295'", "'1000:'",
             "':1000'", "':'", "'1:2:3'", "'web:1'", "'1:web'", f"'{'9' * 5000}'")),
-        ("port", "'80'", "port must be a number from 1 to 65535"),
+        ("port", "'80'", "port must be a number from 1 to 65535, without quotes"),
         ("port", "true", "port must be"),
         ("port", "80.0", "port must be"),
         ("port", "0", "port must be"),
@@ -113,7 +113,7 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
         ("after", "[7]", "after must be a list of names"),
         ("after", "['']", "after must be a list of names"),
         ("after", "['db']", 'after names "db", which is not in the table'),
-        ("after", "['web']", "circular after"),
+        ("after", "['web']", "circular after: web -> web"),
         *((key, value, f"{key} {COMMAND}") for key in ("check", "ready")
           for value in ("[]", "['']", "'true'", "[7]", "true", "{}", "[['true']]", '["\\u0000"]')),
         *((key, value, f"{key} {TRUTH}") for key in ("oneshot", "essential", "prefix")
@@ -133,12 +133,15 @@ MISTAKES = {  # what is in the file: what the line must say after the file's nam
             "'/a'", "['/a']", "7", "true", "{ A = 1 }", "{ A = ['/a'] }", "{ A = '' }", "{ A = 'a' }", "{ A = '/' }",
             "{ A = '/a/' }", "{ '' = '/a' }", "{ 'A=B' = '/a' }", '{ "A\\u0000" = "/a" }', '{ A = "/\\u0000" }')),
         ("files", "{ A = '/a' }\nenv = { A = 'x' }", "env and files set the same variable"),
-        *(("capabilities", value, "capabilities must be a list of capabilities, like NET_BIND_SERVICE") for value in (
+        *(("capabilities", value, "capabilities must be a list of names without CAP_") for value in (
             "'CHOWN'", "['CAP_CHOWN']", "['chown']", "['']", "[0]", "[['CHOWN']]", "true", "{}", "['ALL']")),
         *(("oneshot", f"true\n{key} = {value}", "a oneshot cannot have port or ready")
           for key, value in (("port", "80"), ("ready", "['true']"))),
     ]},
-    GOOD + "after = ['b']\n" + GOOD.replace("web", "b") + "after = ['web']\n": 'daemon "b": circular after',
+    GOOD + "after = ['b']\n" + GOOD.replace("web", "b") + "after = ['web']\n":
+        'daemon "b": circular after: b -> web -> b',
+    "".join(GOOD.replace("web", x) + f"after = ['{y}']\n" for x, y in ("cb", "ac", "ba")):
+        'daemon "a": circular after: a -> c -> b -> a',
     "secrets = 3\n" + GOOD: "secrets must be a [secrets] section",
     GOOD + "[secrets]\nA_ = 'db'\n": 'secrets: "A_" must name a daemon of the table, or a list of them',
     GOOD + "[secrets]\nA_ = ['web', 'db']\n": 'secrets: "A_" must name',
