@@ -2348,15 +2348,12 @@ def _row_of(status: dict[str, Any], name: str) -> dict[str, Any]:
     return rows[name]
 
 
-def _print_table(rows: list[list[str]], colours: Mapping[str, str]) -> None:
-    """Columns as wide as they need; a line in the colour that its second cell has, on a terminal that wants it."""
-    has_colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+def _print_table(rows: list[list[str]]) -> None:
+    """Print columns as wide as they need."""
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        line = "  ".join(map(str.ljust, row, widths)).rstrip()
-        colour = colours.get(row[1], "") if has_colours else ""
-        print(f"\033[{colour}m{line}\033[0m" if colour else line)
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def _since(timestamp: str) -> str:
@@ -2389,7 +2386,7 @@ def _status(options: Namespace) -> int:
             numbers = [row["pid"], row["port"], uptime, str(row["restarts"]), row["signal"]]
             cells = [*(str(number or "-") for number in numbers), last_exit.partition(" (")[0]]
             rows.append([row["name"], _state_of(row), "yes" if row["ready"] else "no", *cells])
-        _print_table(rows, {_RUNNING: "32", _BACKOFF: "33", _STARTING: "33", _FAILED: "31", "crash-looping": "31"})
+        _print_table(rows)
         for row in chosen:
             again = f"; next start in {_since(row['next_start_at'])}" if row["next_start_at"] else ""
             if row["reason"] and not row["ready"]:
@@ -2561,7 +2558,7 @@ def _plan(_: Namespace) -> int:
         command = command if len(command) <= 80 else command[:77] + "..."
         rows.append([str(order), spec.name, user, str(spec.port or "-"), after, spec.restart, command])
     if specs:
-        _print_table(rows, {})
+        _print_table(rows)
         grace = max(_GRACE_SECONDS if spec.stop_grace is None else spec.stop_grace for spec in specs)
         setting = "the container's stop_grace_period or terminationGracePeriodSeconds"
         print(f"{setting} must be at least {grace + _GIVE_UP_SECONDS:.0f} s")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shlex
 import shutil
@@ -17,7 +16,6 @@ from tests.pidns.harness import (
     PATIENCE,
     SLEEP,
     Bundle,
-    Collector,
     Namespace,
     NamespaceTestCase,
     child,
@@ -50,12 +48,6 @@ class StatusTest(NamespaceTestCase):
             for_tools = bundle.command("status", "--json")
             self.assertEqual(json.loads(for_tools.stdout)["daemons"], bundle.status()["daemons"])
 
-    def test_colours_on_a_terminal_alone_and_not_if_no_color_is_set(self) -> None:
-        with Bundle([daemon("a", *SIGNALS)]) as bundle:
-            bundle.wait_for(b"[a] ready")
-            self.assertIn(b"\033[", self._on_terminal(bundle, {"TERM": "xterm"}))
-            self.assertNotIn(b"\033[", self._on_terminal(bundle, {"TERM": "xterm", "NO_COLOR": "1"}))
-
     def test_the_status_has_the_fields_that_are_documented(self) -> None:
         with Bundle([daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS)]) as bundle:
             bundle.wait_for(b"] ready", times=2)
@@ -86,16 +78,6 @@ class StatusTest(NamespaceTestCase):
             told = outer.inside([*COMMAND, "status"], BOT_BOTTLE_SIDECAR_STATE_DIR=str(bundle.state))
             self.assertRegex(told.stdout + told.stderr, "stale|no supervisor|not running|gone")
             self.assertEqual(told.returncode, 1)
-
-    def _on_terminal(self, bundle: Bundle, env: dict[str, str]) -> bytes:
-        master, slave = pty.openpty()
-        reader = Collector(master)
-        enter = ["nsenter", "-t", str(bundle.pid1), "-p", "-m"]
-        subprocess.run([*enter, *COMMAND, "status"], env=bundle.env | env, stdout=slave, check=True, timeout=PATIENCE)
-        os.close(slave)
-        reader.finish(PATIENCE)
-        os.close(master)
-        return reader.data
 
 
 class HealthTest(NamespaceTestCase):

@@ -412,27 +412,6 @@ class Status(CommandTest):
         status = json.loads(self.run_command("status", "--json")[1])
         self.assertEqual((status["daemons"], status["stale"]), ([DAEMON], False))
 
-    def test_it_has_colours_on_a_terminal_alone_and_not_with_no_color(self) -> None:
-        self.write_status(os.getpid(), daemons=[DAEMON, {**DOWN, "state": "failed"}])
-        for on_terminal, no_color, expected in (
-            (True, None, True), (True, "", True), (True, "1", False), (False, None, False), (False, "", False),
-        ):  # fmt: skip
-            with self.subTest(on_terminal=on_terminal, no_color=no_color):
-                out = self.shown(on_terminal, {} if no_color is None else {"NO_COLOR": no_color})
-                self.assertEqual(b"\x1b[32mweb   running" in out, expected)
-                self.assertEqual(b"\x1b[31mweb   failed" in out, expected)
-                self.assertEqual(b"\x1b" in out, expected)
-
-    def shown(self, on_terminal: bool, env: dict[str, str]) -> bytes:
-        reader, writer = os.openpty() if on_terminal else os.pipe()
-        self.close_later(reader)
-        env = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | env
-        ended = subprocess.run([sys.executable, "-ISB", str(MODULE), "status"], env=env, stdout=writer)
-        self.assertEqual(ended.returncode, 0)
-        out = os.read(reader, 65536)
-        os.close(writer)
-        return out
-
 
 class Health(CommandTest):
     def test_a_supervisor_that_does_not_answer_is_unhealthy(self) -> None:
