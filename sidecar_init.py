@@ -2001,10 +2001,10 @@ class _Directory:
 # -- small tools -------------------------------------------------------------------------------------------------------
 
 
-def _setting(env: Mapping[str, str], name: str) -> str:
+def _setting(env: Mapping[str, str], name: str, default: str = "") -> str:
     """BOT_BOTTLE_SIDECAR_x, or an older name of it, or SIDECAR_INIT_x: the first that is set."""
     owners = ("BOT_BOTTLE_SIDECAR", *(["CLAUDE_BOTTLE_SIDECAR"] if name == "DAEMONS" else []), "SIDECAR_INIT")
-    return next((env[f"{owner}_{name}"] for owner in owners if f"{owner}_{name}" in env), "")
+    return next((env[f"{owner}_{name}"] for owner in owners if f"{owner}_{name}" in env), default)
 
 
 def _row_signal(name: str) -> int | None:
@@ -2276,12 +2276,10 @@ def _signals_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> di
 
 
 def _state_directories() -> list[str]:
-    """Where the state may be, the best place first."""
-    env = os.environ
-    if any(f"{owner}_STATE_DIR" in env for owner in ("BOT_BOTTLE_SIDECAR", "SIDECAR_INIT")):
-        chosen = _setting(env, "STATE_DIR")
-        return [os.path.abspath(chosen)] if chosen else []
-    return [_STATE_DIRECTORY, *([f"/tmp/sidecar-init-{os.geteuid()}"] if os.geteuid() else [])]
+    """Where the state may be, the best place first; none if that is set to an empty value."""
+    chosen = _setting(os.environ, "STATE_DIR", default=_STATE_DIRECTORY)
+    others = [f"/tmp/sidecar-init-{os.geteuid()}"] if chosen == _STATE_DIRECTORY and os.geteuid() else []
+    return [os.path.abspath(chosen), *others] if chosen else []
 
 
 def _read_state(name: str, directory: str) -> str | None:
@@ -2617,8 +2615,9 @@ def _supervise() -> int:
         log.say("no daemons selected; nothing to do")
         log.close(time.monotonic() + _GRACE_SECONDS)
         return 0
-    directories = _state_directories()
-    state = _State(next(filter(_is_usable, directories), directories[-1] if directories else ""), log)
+    places = _state_directories()
+    usable = [one for one in places if any(os.access(path, os.W_OK) for path in (one, os.path.dirname(one)))]
+    state = _State(next(iter(usable + places[-1:]), ""), log)
     return _Supervisor(specs, log=log, state=state, inbox=inbox).run()
 
 
@@ -2632,14 +2631,6 @@ def _keep_standard_descriptors() -> None:
             os.set_inheritable(int(name), int(name) <= 2)
         except OSError:
             pass  # the one that listed them
-
-
-def _is_usable(directory: str) -> bool:
-    try:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(directory, os.W_OK)
 
 
 def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | None]:

@@ -77,7 +77,6 @@ class Later:
                 file.write(contents)
             os.replace(f"{self.path}/{name}.new", f"{self.path}/{name}")
 module._Directory = Later
-module._is_usable = lambda path: True
 """,
     "own-state-files": """
 import os
