@@ -2448,7 +2448,7 @@ def _events(options: Namespace) -> int:
 
     lines = _read_events()
     _demand(lines or options.follow, "cannot find events: no supervisor has written any")
-    for text in show(lines)[-int(options.n) :] if options.n else []:
+    for text in show(lines)[-int(options.n) :] if options.n >= 1 else []:
         print(text, flush=options.follow)
     reader = select.poll()
     reader.register(1, 0)  # tells only that the reader has left
@@ -2469,13 +2469,14 @@ def _reload(options: Namespace) -> int:
             _demand(status["state"] == "running", f"{cannot}: the supervisor is {status['state']}")
             yield _row_of(status, name)
 
-    own_signal, actions = next(rows())["signal"], _read_status()["signals"].items()
-    signals = [(verb, target, getattr(signal, f"SIG{sig}")) for sig, do in actions for verb, target in do.items()]
-    ways = [("restart", name, own_signal)] if options.command == "restart" else sorted(signals)  # forward comes first
-    verb, _, number = next((way for way in ways if way[1] == name), ("", "", 0))
-    reloaded = ", ".join(target for _, target, _ in signals) or "no daemon"
-    _demand(verb, f"{cannot}: the table's signals reload {reloaded}; try restart")
-    _demand(number is not None, f"{cannot}: its row has no signal, which only the first 31 rows can have")
+    verb, number = "restart", next(rows())["signal"]
+    if options.command == "apply":
+        actions = [(verb, target, sig) for sig, do in _read_status()["signals"].items() for verb, target in do.items()]
+        ways = [(verb, getattr(signal, f"SIG{sig}")) for verb, target, sig in actions if target == name]
+        reloaded = ", ".join(target for _, target, _ in actions) or "no daemon"
+        _demand(ways, f"{cannot}: the table's signals reload {reloaded}; try restart")
+        verb, number = min(ways)  # forward, if there are both
+    _demand(number, f"{cannot}: its row has no signal, which only the first 31 rows can have")
     before = _row_of(_send(number), name)
     row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), {})
     _demand(row, f"{cannot}: the supervisor has not answered {in_time}; see its log")
@@ -2616,7 +2617,7 @@ def _supervise() -> int:
         log.close(time.monotonic() + _GRACE_SECONDS)
         return 0
     places = _state_directories()
-    usable = [one for one in places if any(os.access(path, os.W_OK) for path in (one, os.path.dirname(one)))]
+    usable = [one for one in places if any(os.access(path, os.W_OK) for path in (one, f"{os.path.dirname(one)}/."))]
     state = _State(next(iter(usable + places[-1:]), ""), log)
     return _Supervisor(specs, log=log, state=state, inbox=inbox).run()
 

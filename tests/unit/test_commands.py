@@ -496,6 +496,11 @@ class Events(CommandTest):
         line = self.run_command("events")[1]
         self.assertTrue(line.endswith("pid 12, code 0, restarts 0, uptime 0\n"), line)
 
+    def test_less_than_one_event_is_none(self) -> None:
+        self.write_events({"event": "ready", "daemon": "web"})
+        for number in ("0", "0.5"):
+            self.assertEqual(self.run_command("events", "-n", number), (0, "", ""))
+
     def test_no_word_of_python_is_shown(self) -> None:
         values = {"oom": True, "forwarded": False, "reason": None, "uptime": 3.0, "next start": 0.5123, "code": 7}
         self.write_events({"event": "exited", "daemon": None, "last_lines": [], **values})
