@@ -699,7 +699,9 @@ class _Log:
         self._lost, self._why_lost = 0, ""  # lines
         self._said: set[str] = set()
         self._has_colours = os.isatty(fd) and not os.environ.get("NO_COLOR")
-        self.fd, self._write = _open_for_log(fd)
+        self.fd, self._may_block = _open_for_log(fd)
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLOUT)
 
     def prefix(self, text: str) -> bytes:
         return os.fsencode(f"\033[{32 + sum(map(ord, text)) % 5}m{text}\033[0m" if self._has_colours else text)
@@ -736,8 +738,9 @@ class _Log:
     def flush(self) -> None:
         """Write what can be written without waiting."""
         try:
-            while self._buffer:
-                written = self._write(self.fd, self._buffer)
+            # If a write may block, poll is asked first: what it calls writable takes 4 KiB.
+            while self._buffer and (not self._may_block or self._poll.poll(0)):
+                written = os.write(self.fd, self._buffer[:4096] if self._may_block else self._buffer)
                 self._is_mid_line = self._buffer[written - 1] != 10
                 del self._buffer[:written]
                 self._report_loss()
@@ -757,11 +760,9 @@ class _Log:
 
     def wait(self, deadline: float) -> None:
         """Flush, waiting for the reader until `deadline`; then drop what is left."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
         self.flush()
         while self._buffer and (seconds := deadline - time.monotonic()) > 0:
-            poll.poll(seconds * 1000)
+            self._poll.poll(seconds * 1000)
             self.flush()
         if self._buffer:
             self._drop("the log's reader stalled")
@@ -1917,8 +1918,8 @@ class _OomCounter:
         return self._kills > before if self._fd >= 0 else None
 
 
-def _open_for_log(fd: int) -> tuple[int, Callable[[int, bytearray], int]]:
-    """A descriptor and a function that writes to it without ever waiting.
+def _open_for_log(fd: int) -> tuple[int, bool]:
+    """A descriptor for the log, and whether a write to it may block.
 
     O_NONBLOCK belongs to the open file description, which others share: a pipe or terminal is opened again.
     """
@@ -1928,22 +1929,13 @@ def _open_for_log(fd: int) -> tuple[int, Callable[[int, bytearray], int]]:
             fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:  # another user's, or its reader is gone
         if not is_terminal:
-            return fd, _write_if_ready
+            return fd, True
         os.set_blocking(fd, False)  # poll promises room for one byte of a terminal's only
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     except OSError:
         pass  # no pipe, or too many large pipes: then a block takes two writes
-    return fd, _write_if_ready if stat.S_ISSOCK(kind) else os.write
-
-
-def _write_if_ready(fd: int, data: bytearray) -> int:
-    """For a socket, or a pipe that could not be opened again: if poll calls it writable, it takes 4 KiB at once."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if not poll.poll(0):
-        raise BlockingIOError
-    return os.write(fd, data[:4096])
+    return fd, stat.S_ISSOCK(kind)
 
 
 class _Directory:
