@@ -69,22 +69,23 @@ _GRACE_SECONDS = 8.0  # from the request to shut down until KILL; Docker itself 
 _RESTART_GRACE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 2.0  # after KILL; what remains then are zombies whose parent never reaps them
 _POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader has exited
-_AFTER_SECONDS = 10.0
+_AFTER_SECONDS = 10.0  # for the daemons in `after` to become ready
 _EXEC_SECONDS = _CHECK_SECONDS = 10.0
-_READY_SECONDS, _READY_FIRST, _READY_LAST = 5.0, 0.1, 2.0  # one try of a readiness command; between two tries
+_READY_SECONDS = 5.0  # for one try of a readiness command
+_READY_FIRST, _READY_LAST = 0.1, 2.0  # between two tries
 _READY_SILENT = 10  # tries whose output is not logged
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
 _STEADY_SECONDS = 60.0  # after this uptime the backoff resets
 _CRASH_LOOP_EXITS = 5
 _TURN_SECONDS = 0.005  # a turn of the loop starts daemons for at most this long; then signals are handled
 
-_PAUSE_SECONDS, _PAUSE_BELOW = 0.00015, 32768  # after a turn with so little output: the next one then finds more
+_PAUSE_SECONDS, _PAUSE_BELOW = 0.00015, 32768  # after a turn with less output than this, so that the next finds more
 _READ_SIZE = 65536  # larger reads go through mmap and page faults
 _PIPE_SIZE = 1 << 18  # of stdout, if the kernel allows: a whole read with its prefixes fits
 _LINE_LIMIT = 65536
 _LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on write
 _LOG_RESERVE = 1 << 18  # on top of that: for the last lines of exited daemons, and for the supervisor's own
-_LAST_LINES_SIZE = 4096
+_LAST_LINES_SIZE = 4096  # of output, for the event of an exit
 _EVENTS_LIMIT = 1 << 20
 _FILE_LIMIT, _SECRET_LIMIT = 1 << 20, 1 << 16
 _STATE_DIRECTORY = "/run/sidecar-init"
@@ -165,9 +166,10 @@ def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
 
 def _secret_in_file(variable: str) -> str:
     """X if `variable` is X_FILE, the path of a file that holds the secret X; else nothing."""
+    if not variable.endswith("_FILE") or variable in _SECRETS:
+        return ""
     name = variable.removesuffix("_FILE")
-    is_one = name != variable not in _SECRETS and any(name.startswith(one) and name != one for one in _SECRETS)
-    return name if is_one else ""
+    return name if any(name.startswith(prefix) and name != prefix for prefix in _SECRETS) else ""
 
 
 # -- the supervisor ----------------------------------------------------------------------------------------------------
@@ -194,7 +196,10 @@ class _Supervisor:
 
     @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
-        """One entry per daemon, in table order: its current process, or its last; pid 0 if there never was one."""
+        """One entry per daemon, in table order: its current process, or its last.
+
+        If there never was one, its pid is 0 and its returncode is why: 126 or 127, or None before the first try.
+        """
         return [(one.spec, one.process or _Process(0, one.history.outcome[-1] or None)) for one in self._daemons]
 
     @property
@@ -225,7 +230,7 @@ class _Supervisor:
             try:
                 self._handle_signal(number)
             except Exception as error:  # the others must not be lost
-                _complain(self._log, error)
+                _log_internal_error(self._log, error)
         is_behind = self._meet_deadlines()
         self._log.flush()
         if self._state.is_stale:
@@ -282,7 +287,7 @@ class _Supervisor:
             try:
                 is_done = self.tick(self._time_to_next_deadline())
             except Exception as error:  # PID 1 goes on: an unexpected error costs a line and a pause
-                _complain(self._log, error)
+                _log_internal_error(self._log, error)
                 time.sleep(0.1)
         now = self._clock()
         deadline = max((self.shutdown_at or now) + _GRACE_SECONDS, now + 5 * _POLL_INTERVAL)
@@ -325,13 +330,12 @@ class _Supervisor:
                 return
             if not os.WIFSTOPPED(status):  # a child that made us its tracer (PTRACE_TRACEME) has not exited
                 self._launcher.reaped(pid, status)
-            self._state.has_news = True  # an orphan may have been the last of a group that is waited for
+            self._state.must_recheck = True  # an orphan may have been the last of a group that is waited for
         signal.raise_signal(signal.SIGCHLD)  # there may be more: the next turn goes on
 
     def _handle_signal(self, number: int) -> None:
-        action, target = _SIGNALS.get(_signal_name(number)[3:], ("", ""))
-        if 0 <= (row := number - _FIRST_ROW_SIGNAL) < len(_DAEMONS):
-            action, target = "restart", _DAEMONS[row].name
+        row = number - _FIRST_ROW_SIGNAL
+        action, target = _SIGNALS.get(_signal_name(number).removeprefix("SIG"), ("", ""))
         if number == signal.SIGCHLD:
             self._reap()
         elif number == signal.SIGINT and self._shutdown:
@@ -346,6 +350,8 @@ class _Supervisor:
             self.forward_signal(number, target)
         elif action == "restart":
             self._restart(target)
+        elif 0 <= row < len(_DAEMONS):
+            self._restart(_DAEMONS[row].name)
 
     def _restart(self, name: str, grace: float | None = None) -> _Daemon | None:
         if daemon := self._find(name, f"cannot restart {name}"):
@@ -361,16 +367,16 @@ class _Supervisor:
 
     def _time_to_next_deadline(self) -> float:
         deadline = min((daemon.deadline for daemon in self._daemons), default=_NEVER)
-        wait = 0.0 if self._state.has_news or self._due else max(0.0, deadline - self._clock())
+        wait = 0.0 if self._state.must_recheck or self._due else max(0.0, deadline - self._clock())
         return wait if self._inbox else min(wait, _POLL_INTERVAL)  # without an inbox, no exit wakes the loop
 
     def _meet_deadlines(self) -> bool:
         """Advance the daemons whose deadline has passed or whose condition may be met. True if some are left."""
-        now, news = self._clock(), self._state.has_news
-        self._state.has_news = False
+        now, must_recheck = self._clock(), self._state.must_recheck
+        self._state.must_recheck = False
         if any(daemon.state == _STOPPING and now >= daemon.deadline for daemon in self._daemons):
             self._reap()  # what exited in time is not killed, even if its SIGCHLD comes after the deadline
-        waiting = (_WAITING, _STOPPING) if news or self._shutdown else ()
+        waiting = (_WAITING, _STOPPING) if must_recheck or self._shutdown else ()
         self._due |= {one: None for one in self._daemons if now >= one.deadline or one.state in waiting}
         for daemon in list(self._due):
             del self._due[daemon]
@@ -382,7 +388,7 @@ class _Supervisor:
 
     def _is_done(self) -> bool:
         """True if nothing more can happen: all have ended, or wait for a oneshot that has failed."""
-        is_settled = not (self._state.has_news or self._due)
+        is_settled = not (self._state.must_recheck or self._due)
         return all(
             one.state in _ENDED or (is_settled and one.state == _WAITING and one.deadline == _NEVER)
             for one in self._daemons
@@ -448,7 +454,7 @@ class _Daemon:
 
     def advance(self, restart: _StopOrder | None = None) -> None:
         """Resume its story, so that it checks what has changed."""
-        self._resume(lambda: self._story.send(restart))
+        self._resume(self._story.send, restart)
 
     def restart(self, grace: float | None = None) -> None:
         """Request a restart; `history.answered` and `history.is_refused` tell the result."""
@@ -458,7 +464,7 @@ class _Daemon:
     def shut_down(self, order: _StopOrder) -> None:
         self._shutdown = order
         if self.state not in _ENDED:
-            self._resume(lambda: self._story.throw(order))
+            self._resume(self._story.throw, order)
 
     def forward(self, number: int) -> bool:
         """Signal its own process. True if that was possible."""
@@ -472,16 +478,16 @@ class _Daemon:
         """Start a command as this daemon: the daemon itself, its check, or its readiness command."""
         return self._launcher.start(self.spec, argv, output, self)
 
-    def _resume(self, step: Callable[[], object]) -> None:
+    def _resume(self, step: Callable[[Any], object], order: _StopOrder | None) -> None:
         """Resume the story; after an internal error it begins again, with the running process or with a new one."""
         try:
-            step()
+            step(order)
             return
         except StopIteration:
             if self.state == _STOPPED:
                 return  # if not, another error ended it
         except Exception as error:
-            _complain(self._log, error)
+            _log_internal_error(self._log, error)
         self.history.answer(f"cannot restart {self.spec.name}: internal error", is_refused=True)
         self.begin([], pause=0.1)
 
@@ -562,7 +568,7 @@ class _Daemon:
             while process.returncode is None:
                 look_at = readiness.look()
                 state = _RUNNING if process.is_ready or self.spec.oneshot else _STARTING
-                order = yield self._enter(state, min(look_at, self.history.steady_at(process)))
+                order = yield self._enter(state, min(look_at, self.history.reset_backoff(process)))
                 if order and process.returncode is None:
                     self.history.accept()
                     problem = yield from self._check(process)
@@ -587,7 +593,7 @@ class _Daemon:
                 history.became_ready(process)
             history.exits = 0
             return _EXITED, _NEVER
-        history.steady_at(process)
+        history.reset_backoff(process)
         history.exits += 1
         delay = _backoff(history.exits)
         self._report_exit(process, delay)
@@ -937,7 +943,8 @@ class _State:
             log.say(f"cannot keep status and events in {directory}: {error.strerror}; {remedy}")
         names = {"SIDECAR_STATUS_FILE": "status.json", "SIDECAR_EVENTS_FILE": "events.jsonl"}  # as daemons find them
         self.environ = {variable: f"{directory}/{name}" for variable, name in names.items() if self._directory}
-        self.is_stale = self.has_news = False  # the files are out of date; a waiting daemon may be able to go on
+        self.is_stale = False  # the files are out of date
+        self.must_recheck = False  # a daemon that waits for others, or for its group, may be able to go on
         self._events: list[str] = []
         self._stale: set[str] = set()
         self._described: dict[str, str] = {}
@@ -945,7 +952,7 @@ class _State:
 
     def touch(self, daemon: str | None = None) -> None:
         """Something visible has changed."""
-        self.has_news = self.is_stale = True
+        self.must_recheck = self.is_stale = True
         if daemon:
             self._stale.add(daemon)
 
@@ -1191,7 +1198,9 @@ class _History:
         self.was_ready = False
         self.reason = ""  # why it waits, is not ready, or is down
         self.last_exit: str | None = None
-        self.outcome = (0, 0, 0)  # for the exit status, the greatest counts: failed on its own, was killed, status
+        # For the exit code, the greatest of all daemons counts: whether it failed on its own, whether it was killed by
+        # the shutdown (137 is worse than any status that a daemon chose), and its status.
+        self.outcome = (0, 0, 0)
         self.asked = self.answered = 0  # requests to reload it, and how many of them the answer is for
         self._answer, self.is_refused = "", False
 
@@ -1271,8 +1280,8 @@ class _History:
         what = f"{self._name} ready after {uptime:.2f} s" if self._spec.port or self._spec.ready else ""
         self.report("ready", what, seconds=round(uptime, 3))
 
-    def steady_at(self, process: _Process) -> float:
-        """When enough uptime ends a series of exits; never if there is none, or if it has ended just now."""
+    def reset_backoff(self, process: _Process) -> float:
+        """Reset the backoff if the uptime is enough. Returns when it will be; never if there is nothing to reset."""
         steady_at = process.started_at + _STEADY_SECONDS
         if self.exits and self._clock() >= steady_at:
             self.exits = 0
@@ -2023,7 +2032,7 @@ def _exit_text(returncode: int) -> str:
     return f"exited with status {returncode}" if returncode >= 0 else f"was terminated by {_signal_name(-returncode)}"
 
 
-def _complain(log: _Log, error: Exception) -> None:
+def _log_internal_error(log: _Log, error: Exception) -> None:
     """Log an unexpected error, a bug or a lack of memory: its type and its place."""
     trace = error.__traceback__
     while trace and trace.tb_next:

@@ -627,7 +627,7 @@ class UnexpectedErrors(MachineTest):
     def test_one_that_stays_costs_a_line_and_a_pause_of_a_tenth_of_a_second_each_time(self) -> None:
         self.supervise(web())
         self.happen("start")
-        with mock.patch.object(self.daemons["web"].history, "steady_at", side_effect=RuntimeError("x")):
+        with mock.patch.object(self.daemons["web"].history, "reset_backoff", side_effect=RuntimeError("x")):
             self.happen("exits 7")
             for lines in range(1, 10):
                 said = [line for line in self.log.lines if line.startswith("internal error: ")]
