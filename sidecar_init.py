@@ -208,7 +208,10 @@ class _Supervisor:
         return self._shutdown.at if self._shutdown else None
 
     def start_all(self) -> None:
-        """Start the daemons that need not wait for others; returns when they are executed, or after 1 s."""
+        """Start the daemons that need not wait for others; returns when they are executed, or after 1 s.
+
+        It reaps nothing: an exit before the first `tick` is seen by that, or by a request to shut down.
+        """
         self._begin()
         deadline = time.monotonic() + 1
         while self._meet_deadlines() or any(not one.history.starts and one.state == _STARTING for one in self._daemons):
@@ -383,7 +386,7 @@ class _Supervisor:
             daemon.advance()
             if self._clock() > now + _TURN_SECONDS:  # the others have their turn when signals have had theirs
                 break
-        self._launcher.ports.forget()
+        self._launcher.ports.forget()  # the next turn asks the kernel again
         return bool(self._due)
 
     def _is_done(self) -> bool:
@@ -497,7 +500,7 @@ class _Daemon:
             while True:
                 is_asked = yield from self._run_once(is_asked)
         except _StopOrder as order:
-            if self.process and not self.process.is_gone:
+            if self.process and not self.process.is_group_gone:
                 yield from self._stop(self.process, order)
                 self.history.was_stopped(self.process)
         self._enter(_STOPPED)
@@ -505,17 +508,19 @@ class _Daemon:
 
     def _run_once(self, is_asked: bool) -> _Part[bool]:
         """One process, from its start to the pause after its exit. True if the next start was requested."""
-        if (self.process is None or self.process.is_gone) and (pause := (yield from self._start(is_asked))):
+        if (self.process is None or self.process.is_group_gone) and (pause := (yield from self._start(is_asked))):
             return (yield from self._pause(*pause))
         assert self.process
         after = yield from self._serve(self.process)
         if isinstance(after, _StopOrder):
             return (yield from self._stop(self.process, after, is_asked=True))
-        return (yield from self._stop(self.process, _StopOrder(self.clock()))) or (yield from self._pause(*after))
+        is_asked = yield from self._stop(self.process, _StopOrder(self.clock()))  # what the process has left behind
+        return is_asked or (yield from self._pause(*after))
 
     def _wait_for(self, others: list[_Daemon], begin_at: float) -> _Part[bool]:
         """Wait until all others have been ready once: for 10 s, or without a limit if a oneshot is among them."""
-        order, give_up_at = (yield self._enter(_WAITING, begin_at)), _NEVER
+        give_up_at = _NEVER
+        order = yield self._enter(_WAITING, begin_at)
         while not order and self.clock() < begin_at:
             order = yield self._enter(_WAITING, begin_at)
         if self._shutdown:  # requested before an internal error
@@ -639,7 +644,7 @@ class _Daemon:
             now, kill_at = self.clock(), order.kill_at(self.spec)
             is_killed = process.stopped_by == signal.SIGKILL
             if is_killed and now >= give_up_at and (is_reported or order.is_shutdown):
-                process.is_gone = True
+                process.is_group_gone = True
                 process.returncode = -signal.SIGKILL if process.returncode is None else process.returncode
                 return is_asked
             if not is_killed and now >= kill_at and (is_reported or process.poll() is None):
@@ -793,7 +798,7 @@ class _Launcher:
         self._to_reset = [sig for sig in signal.valid_signals() if signal.getsignal(sig) != signal.SIG_DFL]
         self.oom, self.ports, self.reports = _OomCounter(), _Ports(self._kernel), _Watch()
         self.children: dict[int, tuple[_Process, _Daemon]] = {}  # those that have not been reaped
-        self._left: list[_Process] = []  # those that have been, and may have left others in their groups
+        self._reaped: list[_Process] = []  # those whose groups may not be empty
         self.started_at, self.start_ticks = _timestamp(time.time()), _start_ticks(os.getpid())
 
     def guard(self) -> None:
@@ -808,16 +813,18 @@ class _Launcher:
         account, report, childs_end = _account_of(spec, self._accounts, self._log), -1, -1
         files: list[int] = []
         # Before Linux 6.9 a group is known by its ID, which this child may get if the group is empty: look before.
-        self._left = [one for one in self._left if one.signal_group(0)]
+        self._reaped = [one for one in self._reaped if one.signal_group(0)]
         # A signal that came between fork and exec would run PID 1's handlers in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            environ, step = self._inputs.prepare(spec, account, files), "list the listening sockets"
+            step = "prepare what it gets"
+            environ = self._inputs.prepare(spec, account, files)
+            step = "list the listening sockets"
             old_sockets = self.ports.sockets(spec.port) if spec.port else frozenset()
             step = "open a pipe"
             writer = self._kernel.as_user(account.uid if account else None, output.writer)
             report, childs_end = os.pipe2(os.O_CLOEXEC)
-            self.reports.add(report, lambda: self._hear(process, owner))  # before the fork, because it can fail
+            self.reports.add(report, lambda: self._advance(process, owner))  # before the fork, because it can fail
             step = "fork"
             pid = os.fork()
             if pid == 0:
@@ -840,10 +847,10 @@ class _Launcher:
         process, owner = self.children.pop(pid, (None, None))
         if process and owner:
             process.returncode = os.waitstatus_to_exitcode(status)
-            self._left.append(process)
-            self._hear(process, owner)
+            self._reaped.append(process)
+            self._advance(process, owner)
 
-    def _hear(self, process: _Process, owner: _Daemon) -> None:
+    def _advance(self, process: _Process, owner: _Daemon) -> None:
         if process.report >= 0:
             self.reports.remove(process.report)
             process.read_report()
@@ -1000,7 +1007,7 @@ class _CannotStart(Exception):
 
 
 class _Process:
-    """A child, as `subprocess.Popen` shows it, and what its daemon must know of this run."""
+    """One child: what `subprocess.Popen` has (pid, returncode, poll), how to signal it, and how far its daemon got."""
 
     def __init__(self, pid: int, returncode: int | None = None, *, report: int = -1, started_at: float = 0.0) -> None:
         self.pid, self.returncode = pid, returncode
@@ -1009,7 +1016,7 @@ class _Process:
         self.is_ready = False
         self.stopped_by = 0  # the last signal that was sent to stop it
         self.is_out_of_reach = False  # it may not be signalled
-        self.is_gone = False  # its group was seen empty; the ID may belong to another one now
+        self.is_group_gone = False  # seen empty, or given up: its ID may belong to another one now
         self.report = report  # closed by exec; what comes out of it before is the reason why there was none
         self.problem: _CannotStart | None = None
         self._pidfd = -1
@@ -1038,7 +1045,7 @@ class _Process:
         self.report = -1
 
     def poll(self) -> int | None:
-        """Looks without reaping: the loop still sees the exit."""
+        """The returncode. An exit is seen without reaping, so that the loop still sees it."""
         if self.returncode is None and self.pid:
             try:
                 end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -1059,17 +1066,17 @@ class _Process:
     def signal_group(self, number: int) -> bool:
         """Signal all processes of its group. False if there are none; from then on nothing is signalled."""
         try:
-            if not self.is_gone:
+            if not self.is_group_gone:
                 self._send(number, _PIDFD_SIGNAL_PROCESS_GROUP)
         except ProcessLookupError:
             if self.returncode is None:
                 self.signal(number)  # forked a moment ago, it has no group yet
             else:
-                self.is_gone = True
+                self.is_group_gone = True
                 self.close()
         except PermissionError:
             self.is_out_of_reach = True
-        return not self.is_gone
+        return not self.is_group_gone
 
     def _send(self, number: int, flags: int) -> None:
         try:
@@ -1383,7 +1390,7 @@ class _Output:
     def drain(self, *, is_last: bool = False) -> None:
         """Read what an exited process has written; another that goes on writing is not waited for."""
         budget = _LOG_LIMIT
-        while self._ends and budget > 0 and self._log.has_room(_LOG_RESERVE // 2):
+        while self._ends and budget > 0 and self._log.has_room(_LOG_RESERVE // 2):  # the other half is for messages
             size = self._read()
             budget -= max(size, 4096)  # a process that is left behind may write byte by byte
             self._log.flush()

@@ -27,7 +27,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     ],
     "a replacement does not wait for the group": [
         ("            if is_reported and not process.signal_group(0):\n",
-         "            if is_reported:\n                process.is_gone = True\n"),
+         "            if is_reported:\n                process.is_group_gone = True\n"),
     ],
     "an exit is attributed to a pid that was used again": [
         ("        self.children[pid] = process, owner\n", "        self.children.setdefault(pid, (process, owner))\n"),

@@ -190,7 +190,7 @@ class Launcher(_Launcher):
     def __init__(self, system: System, clock: Callable[[], float]) -> None:
         self._system, self._clock = system, clock
         self.children: dict[int, tuple[_Process, _Daemon]] = {}
-        self._left: list[_Process] = []
+        self._reaped: list[_Process] = []
         self.reports, self.ports, self.oom = _Watch(), Ports(system), OomCounter(system)
         self.may_restart = _setting(os.environ, "RESTART") != "never"
         self.started_at, self.start_ticks = "", 0
@@ -203,7 +203,7 @@ class Launcher(_Launcher):
         process = Process(self._system, pid, report, self._clock())
         process.old_sockets = old_sockets
         self.children[pid] = process, owner
-        self.reports.add(report, lambda: self._hear(process, owner))
+        self.reports.add(report, lambda: self._advance(process, owner))
         self._system.forked(pid, childs_end)
         return process
 
