@@ -97,7 +97,7 @@ class Blocks(unittest.TestCase):
                 self.assertIn(words, module)
 
     def test_fields_on_the_right_of_the_migration_tables_exist(self) -> None:
-        known = {*sidecar_init._FIELDS, "signal", "to", "grace"}
+        known = {*sidecar_init._FIELDS, "signal", "to", "grace", "HUP", "forward"}
         text = (ROOT / "docs" / "migrating.md").read_text()
         right = " ".join(line.split(" | ", 1)[1] for line in text.splitlines() if " | " in line)
         fields = set(re.findall(r"[`{,] ?(\w+) = ", right))
