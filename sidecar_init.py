@@ -1871,7 +1871,10 @@ class _Ports:
         self._sockets: dict[int, set[int]] | None = None
         self._netlink, self.interval = -1, _POLL_INTERVAL  # between two looks
         try:
-            self._netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
+            netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
+            # To the kernel alone: else a daemon that has NET_ADMIN could answer in its place.
+            kernel.call("connect", netlink, struct.pack("=HHII", 16, 0, 0, 0), 12)
+            self._netlink = netlink
         except OSError:
             pass
         paths = [path for path in ("/proc/self/net/tcp", "/proc/self/net/tcp6") if os.path.exists(path)]

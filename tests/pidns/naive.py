@@ -115,6 +115,10 @@ def read(name, directory):
 module._read_state = read
 """,
     "socket-inodes": "module._Process.old_sockets = property(lambda self: frozenset(), lambda self, sockets: None)",
+    "netlink-to-the-kernel-alone": """
+call = module._Kernel.call
+module._Kernel.call = lambda self, name, *rest: name == "connect" or call(self, name, *rest)
+""",
     # A reader that opens the path at each start, as root.
     "safe-reading": """
 def read(self, path, limit):

@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGTERM, SIGUSR1
 
-from tests.pidns.hardened import OWNER, TOKEN, AttackTestCase, HardenedBundle, attacker
+from tests.pidns.hardened import COMPOSE, OTHER, OWNER, TOKEN, AttackTestCase, HardenedBundle, attacker
 from tests.pidns.harness import PATIENCE, PYTHON, SLEEP, Bundle, NamespaceTestCase, child, daemon, quiet_for, shell
 from tests.support import CHILDREN, wait_until
 
@@ -198,6 +198,28 @@ class ForeignLimitTest(AttackTestCase):
     def test_control_inherited_they_do(self) -> None:
         before, after = self.stacks("own-limits")
         self.assertNotEqual(before, after)
+
+
+class FalseSocketsTest(AttackTestCase):
+    """With NET_ADMIN, a process may send to the netlink socket of another."""
+
+    def attacked(self, without: str = "") -> HardenedBundle:
+        rows = [
+            daemon("web", *SLEEP, user=OWNER, port=7001),
+            daemon("hostile", *attacker("false_sockets.py", 7001), user=OTHER, capabilities=["NET_ADMIN"]),
+        ]
+        return self.enter(HardenedBundle(rows, capabilities=(*COMPOSE, "net_admin"), secrets={}, without=without or ()))
+
+    def test_the_sockets_that_listen_are_told_by_the_kernel_alone(self) -> None:
+        bundle = self.attacked()
+        bundle.until((bundle.place / "done").exists, PATIENCE, "the attack is done")
+        bundle.catch_up()
+        self.assertIn(b"[hostile] refused: Connection refused\n", bundle.log)
+        self.assertEqual(bundle.events("ready", "web"), [])
+        self.assertNotIn(b"web is not ready", bundle.log)
+
+    def test_control_without_a_connection_to_it_a_daemon_can_tell_of_others(self) -> None:
+        self.attacked("netlink-to-the-kernel-alone").wait_for_event("ready", "web")
 
 
 class UserNamespaceTest(AttackTestCase):
