@@ -1366,7 +1366,8 @@ class _Output:
     def __init__(self, spec: _DaemonSpec, log: _Log, pipes: _Watch, *, is_silent: bool = False) -> None:
         self._spec, self._log, self._pipes, self._is_silent = spec, log, pipes, is_silent
         self._ends: tuple[int, int] | None = None
-        self.lines = _Lines(log.prefix(f"[{spec.name}] ") if spec.prefix else b"", log.secrets, spec.name)
+        prefix = log.prefix(f"[{spec.name}] ") if spec.prefix else b""
+        self.lines = _Lines(prefix, log.secrets, spec.name, has_files=bool(spec.files))
 
     def sibling(self, *, is_silent: bool = False) -> _Output:
         """Another pipe with the same prefix, for a check or a readiness command."""
@@ -1424,12 +1425,12 @@ class _Output:
 class _Lines:
     """Makes whole, prefixed lines of the bytes that a daemon writes; a line over 64 KiB is split."""
 
-    def __init__(self, prefix: bytes, secrets: _Secrets, daemon: str = "") -> None:
+    def __init__(self, prefix: bytes, secrets: _Secrets, daemon: str = "", *, has_files: bool = False) -> None:
         self._prefix, self._secrets, self._daemon = prefix, secrets, daemon
         self._tail = b""  # what came after the last newline
         self._rest = b""  # of a secret whose beginning ended the last line
-        self._keeps_last_lines = not secrets.belong_to(daemon)
-        self.last_lines = b""  # for the events, which every daemon can read; empty if the daemon has secrets
+        self._keeps_last_lines = not (has_files or secrets.belong_to(daemon))
+        self.last_lines = b""  # for the events, which every daemon can read; empty if the daemon has secrets or files
 
     def feed(self, chunk: bytes) -> bytes:
         """What can be written now that `chunk` was read."""
@@ -1714,6 +1715,9 @@ class _Inputs:
                     self._folders[folder] = self._open_folder(folder)
             for variable in secrets:
                 log.secrets.add(os.fsencode(variable), b"")  # its owner has one, even if nothing was read yet
+            for variable, value in spec.env.items():
+                if variable.startswith(tuple(_SECRETS)) and not _secret_in_file(variable):
+                    log.secrets.add(os.fsencode(variable), os.fsencode(value))
 
     def prepare(self, spec: _DaemonSpec, account: _Account | None, fds: list[int]) -> dict[str, str]:
         """Its environment. The caller closes `fds`, which gets a descriptor for each file; -1 if that is missing."""

@@ -92,7 +92,17 @@ module._Directory._open = open_state
 without_unfinished = module._Secrets.without_unfinished
 module._Secrets.without_unfinished = lambda self, data, daemon: without_unfinished(self, data, "egress")
 """,
-    "no-last-lines-of-owners": "module._Secrets.belong_to = lambda self, daemon: False",
+    "no-last-lines-of-owners": """
+make = module._Lines.__init__
+def make_and_keep(self, *how, **more):
+    make(self, *how, **more)
+    self._keeps_last_lines = True
+module._Lines.__init__ = make_and_keep
+""",
+    "redaction-of-the-table": """
+add = module._Secrets.add
+module._Secrets.add = lambda self, name, secret: name == b"EGRESS_TOKEN_TABLE" or add(self, name, secret)
+""",
     "pidfd": """
 import os
 def signal_group(self, number):

@@ -9,6 +9,7 @@ import re
 import unittest
 from collections.abc import Sequence
 from signal import SIGKILL, SIGTERM, SIGUSR1, SIGUSR2
+from typing import Any, ClassVar
 
 from tests.pidns.hardened import OTHER, OWNER, PREFIXES, TOKEN, AttackTestCase, HardenedBundle, attacker
 from tests.pidns.harness import PATIENCE, PYTHON, SLEEP, Bundle, NamespaceTestCase, daemon, shell
@@ -168,14 +169,14 @@ class StateOfTheOwnerTest(AttackTestCase):
     Redaction finds a secret as it is, not one that is encoded, as in the header of a request that a traceback shows.
     """
 
-    def told(self, without: str = "") -> tuple[bytes, bytes]:
+    def told(self, without: str = "", token: str = '"$EGRESS_TOKEN_CANARY"', **how: Any) -> tuple[bytes, bytes]:
         """The state, when the owner has said an encoded token in its last words and in its check; and the log."""
-        say = 'printf %s "$EGRESS_TOKEN_CANARY" | base64 -w0; echo'
-        rows = [
-            daemon("egress", *shell(f"{say}; sleep 1000"), check=shell(f"{say}; exit 1"), restart="always", user=OWNER),
-            daemon("web", *SLEEP),
-        ]
-        with HardenedBundle(rows, signals=RESTART_EGRESS, without=without or ()) as bundle:
+        say = f"printf %s {token} | base64 -w0; echo"
+        row = daemon("egress", *shell(f"{say}; sleep 1000"), check=shell(f"{say}; exit 1"), restart="always", **how)
+        setup = f"mkdir /run/keys; printf %s {TOKEN} >/run/keys/token"
+        rows = [{"user": OWNER, **row}, daemon("web", *SLEEP)]
+        more: dict[str, Any] = {"env": {}} if how else {}
+        with HardenedBundle(rows, signals=RESTART_EGRESS, setup=setup, without=without or (), **more) as bundle:
             bundle.wait_for(base64.b64encode(TOKEN.encode()))
             bundle.signal(SIGUSR1)
             bundle.wait_for(b"cannot restart egress: ")
@@ -198,9 +199,36 @@ class StateOfTheOwnerTest(AttackTestCase):
             bundle.wait_for_event("exited", "egress")
             self.assertNotIn("pin", (bundle.state / "events.jsonl").read_text())
 
+    FILES: ClassVar[dict[str, Any]] = {"token": '"$(cat $KEY)"', "files": {"KEY": "/run/keys/token"}}
+
+    def test_so_are_those_of_a_daemon_that_has_files(self) -> None:
+        state, log = self.told(**self.FILES)
+        encoded = base64.b64encode(TOKEN.encode())
+        self.assertIn(encoded, log)
+        self.assertNotIn(encoded, state)
+
     def test_control_as_for_other_daemons_they_are_in_the_state(self) -> None:
-        state, _ = self.told("no-last-lines-of-owners")
-        self.assertEqual(state.count(base64.b64encode(TOKEN.encode())), 3, "status, refused and exited")
+        for how in ({}, self.FILES):
+            state, _ = self.told("no-last-lines-of-owners", **how)
+            self.assertEqual(state.count(base64.b64encode(TOKEN.encode())), 3, "status, refused and exited")
+
+    def said(self, without: str = "") -> bytes:
+        """The log and the state, when a daemon has said a secret that the table itself gives it."""
+        say = shell('echo "it is $EGRESS_TOKEN_TABLE"')
+        rows = [daemon("egress", *say, user=OWNER, env={"EGRESS_TOKEN_TABLE": TOKEN}), daemon("web", *SLEEP)]
+        with HardenedBundle(rows, env={}, without=without or ()) as bundle:
+            bundle.wait_for_event("exited", "egress")
+            bundle.catch_up()
+            return bundle.log + (bundle.state / "events.jsonl").read_bytes()
+
+    def test_a_secret_that_the_table_itself_sets_is_redacted(self) -> None:
+        said = self.said()
+        self.assertIn(b"[egress] it is [redacted EGRESS_TOKEN_TABLE]\n", said)
+        self.assertNotIn(TOKEN.encode(), said)
+        self.assertIn(b'"last_lines": []', said)
+
+    def test_control_looked_for_in_the_environment_alone_it_is_not(self) -> None:
+        self.assertEqual(self.said("redaction-of-the-table").count(TOKEN.encode()), 2, "log and event")
 
 
 class FixedWordsTest(NamespaceTestCase):
