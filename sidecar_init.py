@@ -2726,7 +2726,8 @@ def _answer(words: list[str]) -> int:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter must not try it once more
         if isinstance(error, BrokenPipeError):
             return 0  # the reader has left
-        raise _Refusal(f"cannot write the answer: {error.strerror}") from None
+        what = f"read {error.filename}" if error.filename else "write the answer"
+        raise _Refusal(f"cannot {what}: {error.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         if command in (None, _plan, _bake):
             raise  # none of them reads the state
@@ -2747,9 +2748,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refusal.exit_code
     except KeyboardInterrupt:
         return 130
-    except (OSError, IndexError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "/proc is empty"
-        print(_one_line(f"cannot supervise: {what}; the container must have /dev and /proc"), file=sys.stderr)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}; the container must have /dev and /proc"
+        print(_one_line(f"cannot supervise: {what if error.filename else error.strerror}"), file=sys.stderr)
         return 1
 
 

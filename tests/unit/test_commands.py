@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import io
 import itertools
 import json
@@ -187,6 +188,15 @@ class WithoutSupervisor(CommandTest):
                     answer = subprocess.run(["/bin/sh", "-c", script], stderr=subprocess.PIPE, text=True)
                     told = (answer.returncode, answer.stderr)
                     self.assertEqual(told, (1, f"cannot write the answer: {reason}\n"), command)
+
+    def test_what_the_kernel_refuses_is_said_with_its_path_if_it_has_one(self) -> None:
+        reason = os.strerror(errno.EMFILE)
+        self.patch("_supervise", mock.Mock(side_effect=OSError(errno.EMFILE, reason)))
+        self.assertEqual(self.run_command(), (1, "", f"cannot supervise: {reason}\n"))
+        self.patch("_read_accounts", mock.Mock(side_effect=OSError(errno.EMFILE, reason, "/etc/passwd")))
+        with mock.patch("os.dup2"):  # of the tests' own stdout
+            code, _, err = self.run_command("plan")
+        self.assertEqual((code, err), (1, f"cannot read /etc/passwd: {reason}\n"))
 
     def test_one_that_is_gone_is_reported_with_its_last_update(self) -> None:
         self.write_status(os.getpid(), start_ticks=1)  # the pid is another process's by now
