@@ -1691,7 +1691,7 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
         return None
     account, make_it = _Account.of_ids(name) or accounts.get(name), f"useradd --system --shell /usr/sbin/nologin {name}"
     if account is None:
-        raise _CannotStart(f"become {name}", reason=f"there is no such user in /etc/passwd; make it: {make_it}")
+        raise _CannotStart(f"become {name}", reason=f"there is no such user in /etc/passwd; create it: {make_it}")
     if account.uid == 0 and name != "root":
         raise _CannotStart(f"become {name}", reason="its uid is 0, and only root may have that")
     return account
@@ -2415,9 +2415,11 @@ def _health(_: object) -> int:
     status = next((now for now in _statuses(deadline) if now["heartbeats"] != before["heartbeats"]), {})
     _demand(status, f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
     _demand(status["state"] == "running", f"unhealthy: the supervisor is {status['state']}")
-    down = [row for row in status["daemons"] if not row["ready"]]
-    reasons = (f"{row['name']} is {_state_of(row)} ({row['reason'] or ''})".removesuffix(" ()") for row in down)
-    _demand(not down, f"unhealthy: not ready: {', '.join(reasons)}")
+    reasons = []
+    for row in (row for row in status["daemons"] if not row["ready"]):
+        state = _state_of(row).replace(_BACKOFF, "in backoff")
+        reasons.append(f"{row['name']} is {state} ({row['reason'] or ''})".removesuffix(" ()"))
+    _demand(not reasons, f"unhealthy: not ready: {', '.join(reasons)}")
     count = len(status["daemons"])
     print(f"healthy: {count} daemon{' is' if count == 1 else 's are'} ready")
     return 0
@@ -2609,7 +2611,7 @@ def _bake(options: Namespace) -> int:
             os.unlink(new)
         what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
         raise _Refusal(f"{cannot}: {what}; name a file that you may write to") from None
-    print(f"{options.out} has the table of {', '.join(spec.name for spec in _DAEMONS)}")
+    print(f"wrote {options.out} with {', '.join(spec.name for spec in _DAEMONS)}")
     return 0
 
 
@@ -2672,7 +2674,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "names": {"metavar": "NAME", "nargs": "*", "help": "only these daemons"},
         "name": {"metavar": "NAME"},
         "out": {"metavar": "OUT.pyc"},
-        "--table": {"metavar": "FILE", "help": "a TOML file, not the shipped table", "default": argparse.SUPPRESS},
+        "--table": {"metavar": "FILE", "help": "the table to use, a TOML file", "default": argparse.SUPPRESS},
         "--json": {"action": "store_true", "help": "print JSON"},
         "-n": {"metavar": "N", "help": "how many (20)", "type": number, "default": 20},
         "--follow -f": {"action": "store_true", "help": "also show new ones as they come, until Ctrl-C"},

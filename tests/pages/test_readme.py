@@ -88,7 +88,7 @@ class Readme(unittest.TestCase):
 
                         def succeeds(command: str = command) -> bool:
                             done = subprocess.run(python(command), cwd=ROOT, env=env, capture_output=True, text=True)
-                            is_down = "clock is backoff" in done.stderr  # it exits now and then
+                            is_down = "clock is in backoff" in done.stderr  # it exits now and then
                             self.assertTrue(is_down or (done.returncode, done.stderr) == (0, ""), done.stderr)
                             answers.extend(done.stdout.splitlines())
                             return not is_down

@@ -81,7 +81,7 @@ class Baking(BakeTest):
 
     def test_it_says_what_it_has_baked(self) -> None:
         told = self.run_file(MODULE, "bake", "--table", self.table, self.out)
-        self.assertEqual(told, (0, f"{self.out} has the table of db, web\n", ""))
+        self.assertEqual(told, (0, f"wrote {self.out} with db, web\n", ""))
         self.assertEqual(sorted(path.name for path in self.path.iterdir()), ["out.pyc", "table.toml"])
 
     def test_a_mistake_in_the_table_leaves_no_file_and_an_older_one_as_it_was(self) -> None:

@@ -443,7 +443,7 @@ class Health(CommandTest):
 
     def test_one_that_is_not_ready_is_named_with_the_reason(self) -> None:
         sick = {**DOWN, "name": "db", "state": "backoff"}
-        expected = "unhealthy: not ready: db is backoff (exited with status 7)\n"
+        expected = "unhealthy: not ready: db is in backoff (exited with status 7)\n"
         self.check(1, expected, daemons=[DAEMON, sick])
 
     def test_several_that_are_not_ready_are_all_named(self) -> None:
@@ -923,7 +923,7 @@ class Plan(CommandTest):
         for user, problem in (
             (
                 "missing",
-                "cannot become missing: there is no such user in /etc/passwd; make it: "
+                "cannot become missing: there is no such user in /etc/passwd; create it: "
                 "useradd --system --shell /usr/sbin/nologin missing",
             ),
             ("toor", "cannot become toor: its uid is 0, and only root may have that"),
