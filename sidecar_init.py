@@ -1800,6 +1800,9 @@ class _Inputs:
     def _open_folder(path: str) -> int | OSError:
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if link := _foreign_link(path):
+                os.close(fd)
+                return OSError(errno.EPERM, f"the link {link} may be changed by others; root must own it")
         except FileNotFoundError:
             return OSError(errno.ENOENT, "its directory did not exist at startup")
         except OSError as error:
@@ -1809,6 +1812,21 @@ class _Inputs:
             return fd
         os.close(fd)
         return OSError(errno.EPERM, f"{path} may be changed by others; root must own it, with mode 0755 or less")
+
+
+def _foreign_link(path: str) -> str:
+    """A link on the way that a daemon may have put there before the container was restarted; or nothing."""
+    at, names = "", path.split("/")[1:]
+    while names:
+        here = f"{at}/{names.pop(0)}"
+        if not os.path.islink(here):
+            at = here
+        elif os.lstat(here).st_uid and not os.statvfs(at or "/").f_flag & os.ST_RDONLY:
+            return here
+        else:
+            target = os.readlink(here)
+            at, names = "" if target.startswith("/") else at, [*target.split("/"), *names]
+    return ""
 
 
 def _close(*fds: int) -> None:

@@ -140,6 +140,7 @@ module._Inputs._read = read
 import os
 module._Inputs._open_folder = staticmethod(lambda path: os.open(path, os.O_PATH | os.O_CLOEXEC))
 """,
+    "checked-links": "module._foreign_link = lambda path: ''",
     "lookup-beneath": """
 import os
 module._Kernel.open_beneath = lambda self, folder, name: os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=folder)

@@ -100,6 +100,24 @@ class StandInTest(AttackTestCase):
     def test_control_opened_by_its_path_the_other_folder_gives_it(self) -> None:
         self.assert_found(self.after(self.SWAP, "/run/own/keys/key", self.AROUND, without=["safe-reading"]))
 
+    # It was put there before the container was restarted.
+    EARLIER = f"{AROUND}; {SWAP}; chown -h {OTHER} /run/own/keys"
+
+    def test_a_link_of_an_earlier_run_in_the_place_of_the_folder(self) -> None:
+        bundle = self.after("true", "/run/own/keys/key", self.EARLIER)
+        self.assert_safe(bundle, b"the link /run/own/keys may be changed by others; root must own it")
+        through = f"{self.EARLIER}; ln -s own /run/safe; ln -s safe/keys /run/keys"
+        bundle = self.after("true", "/run/keys/key", through)
+        self.assert_safe(bundle, b"the link /run/own/keys may be changed by others; root must own it")
+
+    def test_control_not_looked_at_it_gives_the_other_folder(self) -> None:
+        self.assert_found(self.after("true", "/run/own/keys/key", self.EARLIER, without=["checked-links"]))
+
+    def test_links_of_root_are_followed(self) -> None:
+        setup = f"{self.AROUND}; ln -s keys /run/own/link; ln -s /run/own/link /run/to"
+        bundle = self.after("true", "/run/to/key", setup)
+        bundle.until(lambda: b"mine\n" in bundle.found(), PATIENCE, "its own file")
+
     # As Kubernetes arranges it, but for the account that owns what the links lead to.
     DATA = f"mkdir -p /run/keys/1; echo mine >/run/keys/1/key; chown -R {OTHER} /run/keys/1;"
     DATA += "ln -s 1 /run/keys/..data; ln -s ..data/key /run/keys/key"
