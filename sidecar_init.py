@@ -438,8 +438,8 @@ class _StopOrder(Exception):
 class _Daemon:
     """One daemon: its state, its process, its story. `_enter` is the only writer of state and deadline.
 
-    A story is not told what happened. After each wait it checks its process, the clock, and whether a restart was
-    requested (what `yield` returns); so it cannot miss an event, or get one in a state that cannot take it.
+    The story gets no events. After each wait it checks its process, the clock, and whether a restart was requested
+    (what `yield` returns); so it cannot miss an event, or get one in a state that cannot take it.
     """
 
     def __init__(self, spec: _DaemonSpec, clock: _Clock, launcher: _Launcher, log: _Log, state: _State, pipes: _Watch):
@@ -1195,7 +1195,7 @@ class _Readiness:
 
 
 class _History:
-    """What is remembered of a daemon beyond one process, and how people and tools are told of it."""
+    """What is kept of a daemon beyond one process, and how the log, the events and the status report it."""
 
     def __init__(self, spec: _DaemonSpec, clock: _Clock, log: _Log, state: _State) -> None:
         self._spec, self._name, self._clock, self._log, self._state = spec, spec.name, clock, log, state
@@ -1235,6 +1235,7 @@ class _History:
             self.touch()
 
     def ask(self) -> None:
+        """Count a request to restart or signal it; `answer` says how it went."""
         self.asked += 1
         self.touch()
 
@@ -1244,6 +1245,7 @@ class _History:
             self.touch()
 
     def accept(self) -> None:
+        """A requested restart begins: the backoff starts again."""
         self.exits = self.failed_starts = 0
         self.report("restarting", f"restarting {self._name}")
 
@@ -1423,7 +1425,7 @@ class _Output:
 
 
 class _Lines:
-    """Makes whole, prefixed lines of the bytes that a daemon writes; a line over 64 KiB is split."""
+    """Turns the bytes that a daemon writes into whole, prefixed lines; splits lines over 64 KiB."""
 
     def __init__(self, prefix: bytes, secrets: _Secrets, daemon: str = "", *, has_files: bool = False) -> None:
         self._prefix, self._secrets, self._daemon = prefix, secrets, daemon
@@ -1657,7 +1659,7 @@ class _Account:
 
     @classmethod
     def of_ids(cls, ids: str) -> _Account | None:
-        """For "UID" or "UID:GID"; None if that is not what it says, or root."""
+        """For "UID" or "UID:GID"; None for anything else, and for uid 0."""
         uid, _, gid = (ids if ":" in ids else f"{ids}:{ids}").partition(":")
         are_ids = all(one.isdecimal() and len(one) <= 10 and int(one) < _NO_ID for one in (uid, gid))
         return cls(ids, int(uid), int(gid)) if are_ids and int(uid) else None
@@ -2132,7 +2134,11 @@ def _demand(is_right: object, problem: str) -> None:
 
 
 def _fits(value: object, rule: Any) -> bool:
-    """A pattern is for strings, a list for lists of what fits its element, a dict for tables, a function for others."""
+    """Whether a value fits its rule.
+
+    A string is a pattern for strings. A list has the rule for the elements of a list, a dict those for the keys and
+    values of a table. Anything else is a function that decides.
+    """
     import re
 
     if isinstance(rule, str):
@@ -2146,7 +2152,7 @@ def _fits(value: object, rule: Any) -> bool:
 
 
 def _is_user(value: object) -> bool:
-    """A name, or ids: then not those of root, which is called by its name."""
+    """The name of an account, or ids; root must be written as its name."""
     return _fits(value, "[^\0:]*[^\0:0-9][^\0:]*") or (_fits(value, _TEXT) and _Account.of_ids(str(value)) is not None)
 
 
@@ -2284,8 +2290,9 @@ def _owners_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> dic
             overlap = other.startswith(prefix) and set(theirs) != set(its)
             _demand(not overlap, f'secrets: "{other}" begins with "{prefix}", which has other owners')
         for spec in specs.values():
-            for variable, field in (*((one, "env") for one in spec.env), *((one, "files") for one in spec.files)):
+            for variable in (*spec.env, *spec.files):
                 is_taken = variable.startswith(prefix) and spec.name not in its
+                field = "env" if variable in spec.env else "files"
                 what = f"{field} sets {variable}, which belongs to {', '.join(its)}"
                 _demand(not is_taken, f'daemon "{spec.name}": {what}')
     return owners
@@ -2428,7 +2435,7 @@ def _status(options: Namespace) -> int:
 
 
 def _health(_: object) -> int:
-    """Proves that the loop answers, and that everything is ready."""
+    """Check that the loop answers, and that every daemon is ready."""
     before, deadline = _send(signal.SIGUSR2), time.monotonic() + 1
     status = next((now for now in _statuses(deadline) if now["heartbeats"] != before["heartbeats"]), {})
     _demand(status, f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
@@ -2637,7 +2644,7 @@ def _bake(options: Namespace) -> int:
 
 
 def _supervise() -> int:
-    """Be the supervisor, until all daemons have exited."""
+    """Supervise until all daemons have exited."""
     inbox = _Inbox()
     inbox.open(len(_DAEMONS))
     _keep_standard_descriptors()
@@ -2658,7 +2665,7 @@ def _supervise() -> int:
 
 
 def _keep_standard_descriptors() -> None:
-    """No file of ours may become a daemon's stdout; nothing that we were given may leak into one."""
+    """Open the null device for each of 0 to 2 that is closed, and close all others on exec."""
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         pass
     os.close(fd)
@@ -2729,7 +2736,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
 
 
 def _answer(words: list[str]) -> int:
-    """Run a command. Its answer may meet a stdout that takes none, and a state that daemons have forged."""
+    """Run a command. stdout may be closed or full, and a daemon may have forged the state."""
     import io
 
     if sys.stdout is None:
