@@ -87,6 +87,7 @@ class Blocks(unittest.TestCase):
             "cannot keep status and events in",
             "cannot find a supervisor: there is no",
             "may be changed by others",
+            "did not exist at startup",
             "(out of memory)",
             "was delivered, and it",
             "exiting with status",
