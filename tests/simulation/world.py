@@ -720,7 +720,8 @@ class World:
     def _is_due(self, seen: Seen, run: Run) -> bool:
         """Whether its exit must have been reported: unless it came after giving up."""
         shutdown_at = self.supervisor.shutdown_at
-        gives_up_at = FOREVER if shutdown_at is None else shutdown_at + self._grace(seen, GRACE) + GIVE_UP
+        grace = 0 if run.process.is_denied else self._grace(seen, GRACE)  # a restart may have tried to kill it before
+        gives_up_at = FOREVER if shutdown_at is None else shutdown_at + grace + GIVE_UP
         return run.is_reaped and (run.was_executed or run.start_is_told) and run.exited_at < gives_up_at
 
     def _check_daemon(self, seen: Seen, wake_at: float, is_shutdown: bool) -> None:
