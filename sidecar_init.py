@@ -2119,13 +2119,9 @@ def _timestamp(seconds: float) -> str:
 class _Refusal(Exception):
     """Why a command cannot do what it was asked, in one line."""
 
-    exit_code = 1
-
-
-class _TableError(_Refusal):
-    """What is wrong with a table file."""
-
-    exit_code = 2
+    def __init__(self, why: str, exit_code: int = 1) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code
 
 
 def _demand(is_right: object, problem: str) -> None:
@@ -2185,7 +2181,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {  # what a value must be, and the rule th
 
 
 def _use_table(path: str) -> None:
-    """Replace the table by that in a TOML file; raises _TableError, and changes nothing, if it has a mistake.
+    """Replace the table by that in a TOML file; raises _Refusal, and changes nothing, if it has a mistake.
 
     A child parses the file: the parser's modules and what it allocates would stay in PID 1.
     """
@@ -2211,7 +2207,7 @@ def _use_table(path: str) -> None:
     except (EOFError, TypeError, ValueError):
         mistake, table = "its parser was killed; the table may be too large for the memory", None
     if mistake:
-        raise _TableError(f"cannot use table {path}: {mistake}")
+        raise _Refusal(f"cannot use table {path}: {mistake}", exit_code=2)
     _load_table(table)
 
 
@@ -2272,7 +2268,7 @@ def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
         circle = error.args[1][:0:-1]  # each waits for the next
         first = circle.index(min(circle))
         names = [*circle[first:], *circle[:first], circle[first]]
-        raise _TableError(f'daemon "{names[0]}": circular after: {" -> ".join(names)}') from None
+        raise _Refusal(f'daemon "{names[0]}": circular after: {" -> ".join(names)}') from None
     return specs
 
 
