@@ -2616,18 +2616,22 @@ def _bake(options: Namespace) -> int:
     import marshal
     from importlib.util import MAGIC_NUMBER
 
-    cannot = f"cannot bake {options.out}"
+    cannot, new = f"cannot bake {options.out}", f"{options.out}.{os.getpid()}"
     _demand(options.out.endswith(".pyc"), f"{cannot}: Python runs it only if its name ends in .pyc; rename it")
     _demand(not __file__.endswith(".pyc"), f"{cannot}: this file is compiled already; bake with sidecar_init.py")
-    with open(__file__, encoding="utf-8") as file:
-        source = file.read().replace("\n_TABLE: Any = None", f"\n_TABLE: Any = {_TABLE!r}")
-    code = marshal.dumps(compile(source, "sidecar_init.py", "exec", dont_inherit=True, optimize=2))
     try:
-        with open(options.out, "wb") as pyc:
+        with open(__file__, encoding="utf-8") as file:
+            source = file.read().replace("\n_TABLE: Any = None", f"\n_TABLE: Any = {_TABLE!r}")
+        code = marshal.dumps(compile(source, "sidecar_init.py", "exec", dont_inherit=True, optimize=2))
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC), "wb") as pyc:
             os.fchmod(pyc.fileno(), 0o644)
             pyc.write(MAGIC_NUMBER + bytes(12) + code)  # Python looks for no source of a file that it is told to run
+        os.replace(new, options.out)
     except OSError as error:
-        raise _Refusal(f"{cannot}: {error.strerror}; name a file that you may write to") from None
+        if os.path.lexists(new):
+            os.unlink(new)
+        what = f"{error.filename}: {error.strerror}" if error.filename == __file__ else error.strerror
+        raise _Refusal(f"{cannot}: {what}; name a file that you may write to") from None
     print(f"wrote {options.out} with {', '.join(spec.name for spec in _DAEMONS)}")
     return 0
 
