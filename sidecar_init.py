@@ -1895,12 +1895,13 @@ class _Ports:
         self._sockets: dict[int, set[int]] | None = None
         self._netlink, self.interval = -1, _POLL_INTERVAL  # between two looks
         try:
-            netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
+            self._netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
             # To the kernel alone: else a daemon that has NET_ADMIN could answer in its place.
-            kernel.call("connect", netlink, struct.pack("=HHII", 16, 0, 0, 0), 12)
-            self._netlink = netlink
+            kernel.call("connect", self._netlink, struct.pack("=HHII", 16, 0, 0, 0), 12)
+            list(self._by_netlink())  # a kernel that makes the socket may lack the module that answers
         except OSError:
-            pass
+            _close(self._netlink)
+            self._netlink = -1
         paths = [path for path in ("/proc/self/net/tcp", "/proc/self/net/tcp6") if os.path.exists(path)]
         self._tables = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths if self._netlink < 0]
 

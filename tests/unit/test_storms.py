@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import socket
 import unittest
 from unittest import mock
 
@@ -44,6 +46,14 @@ class Sockets(UnitTest):
         with mock.patch("time.monotonic", side_effect=itertools.count()):  # each look takes a second
             ports.sockets(80)
         self.assertEqual(ports.interval, 20)
+
+    def test_if_the_kernel_makes_the_socket_and_refuses_the_query_its_tables_are_read(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        with mock.patch.object(_Ports, "_by_netlink", side_effect=OSError(errno.ENOENT, "netlink refuses")):
+            ports = _Ports(_Kernel())
+            self.close_later(*[fd for fd in (ports._netlink, *ports._tables) if fd >= 0])
+            self.assertEqual(len(ports.sockets(listener.getsockname()[1])), 1)
 
 
 if __name__ == "__main__":
