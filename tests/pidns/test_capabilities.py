@@ -64,11 +64,11 @@ class CapabilitiesTest(NamespaceTestCase):
 
     def test_one_that_the_container_lacks_is_named_and_nothing_is_started(self) -> None:
         started = self.scratch() / "started"
-        row = daemon("web", *shell(f"touch {started}"), capabilities=["NET_BIND_SERVICE", "SYS_TIME"], restart="always")
+        row = daemon("web", *shell(f"touch {started}"), capabilities=["NET_BIND_SERVICE", "NET_ADMIN"], restart="always")
         bundle = Bundle([row, daemon("other", *SLEEP)])
-        bundle.argv = ["setpriv", "--bounding-set", "-sys_time", *bundle.argv]
+        bundle.argv = ["setpriv", "--bounding-set", "-net_admin", *bundle.argv]
         with bundle:
-            reason = "cannot keep SYS_TIME: the container does not have this capability"
+            reason = "cannot keep NET_ADMIN: the container does not have this capability"
             self.assertEqual(bundle.wait_for_state("web", "failed")["reason"], reason)
             bundle.wait_for_state("other", "running")
             plan = bundle.command("plan", "--table", bundle.argv[-1])

@@ -25,7 +25,7 @@ class ReusedNumberTest(NamespaceTestCase):
         """Whether a session of its own does that gets the number of a group while PID 1 waits for that to empty."""
         go = self.scratch() / "go"
         rows = [daemon("web", *child("outlived.py", go)), daemon("other", *SLEEP)]
-        with Bundle(rows, tunables={"_RESTART_GRACE_SECONDS": 1.0}, without=without or ()) as bundle:
+        with Bundle(rows, tunables={"_RESTART_GRACE_SECONDS": 3.0}, without=without or ()) as bundle:
             bundle.wait_for(b"[web] ready\n")
             number = bundle.wait_for_state("web", "running")["pid"]
             os.kill(bundle.host_pid(number), SIGKILL)
