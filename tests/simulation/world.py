@@ -708,7 +708,9 @@ class World:
             self._demand(now <= shutdown_at + grace + GIVE_UP + SLACK, "the shutdown does not come to an end")
         taken = sum(seen.lines.pipe.taken - seen.lines.at for seen in self.seen.values() if seen.lines)
         self._demand(taken <= BUFFER_LIMIT + 3 * LINE_LIMIT * len(self.seen), f"{taken} bytes are buffered")
-        if all(seen.status.get("state") in ("exited", "failed", "stopped") for seen in self.seen.values()):
+        # Those that wait for a oneshot that has failed do not keep PID 1 up.
+        over = ("exited", "failed", "stopped", *(() if self.kernel.stdout.is_read else ("waiting",)))
+        if all(seen.status.get("state") in over for seen in self.seen.values()):
             self.loses_lines |= not self.kernel.stdout.is_read
             return  # PID 1 only waits for the log's reader, and not for long
         if self.wanted_at is not None:
