@@ -64,7 +64,9 @@ class CapabilitiesTest(NamespaceTestCase):
 
     def test_one_that_the_container_lacks_is_named_and_nothing_is_started(self) -> None:
         started = self.scratch() / "started"
-        row = daemon("web", *shell(f"touch {started}"), capabilities=["NET_BIND_SERVICE", "NET_ADMIN"], restart="always")
+        row = daemon(
+            "web", *shell(f"touch {started}"), capabilities=["NET_BIND_SERVICE", "NET_ADMIN"], restart="always"
+        )
         bundle = Bundle([row, daemon("other", *SLEEP)])
         bundle.argv = ["setpriv", "--bounding-set", "-net_admin", *bundle.argv]
         with bundle:
