@@ -36,8 +36,7 @@ def medians() -> dict[str, dict[str, str]]:
     for section in (ROOT / "bench" / "RESULTS.md").read_text().split("\n### ")[1:]:
         heading, _, text = section.partition("\n")
         rows = re.findall(r"^\| ([^|]+?) \| ([\d.,e-]+) \|", text, re.MULTILINE)
-        old = {"sidecar-init --table": "sidecar-init as a script"}
-        found[heading] = {old.get(name, name).removesuffix("-log"): figure for name, figure in rows}
+        found[heading] = {name.removesuffix("-log"): figure for name, figure in rows}
     return found
 
 
