@@ -1689,7 +1689,7 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
     if name is None:
         return None
     if os.geteuid() != 0:
-        log.say_once(f"{spec.name} runs as the supervisor's user: only root can switch to {name}")
+        log.say_once("all daemons run as the supervisor's user: only root can switch to another")
         return None
     account, make_it = _Account.of_ids(name) or accounts.get(name), f"useradd --system --shell /usr/sbin/nologin {name}"
     if account is None:

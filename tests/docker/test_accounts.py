@@ -162,7 +162,7 @@ class Arrangements(EngineTest):
             self.world.git("ls-remote", "--exit-code", "git://127.0.0.1/demo.git", "main")
             answer = self.world.fetch("https://api.example.test/", "--ca", bundle.ca())
             self.assertEqual(answer["status"], 200, answer)
-            self.assertIn("git-gate runs as the supervisor's user", bundle.log())
+            self.assertEqual(bundle.log().count("all daemons run as the supervisor's user"), 1)
 
 
 class Rootless(EngineTest):

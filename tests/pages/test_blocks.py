@@ -80,7 +80,7 @@ class Blocks(unittest.TestCase):
         page, module = ((ROOT / name).read_text() for name in ("docs/troubleshooting.md", "sidecar_init.py"))
         for words in (
             "another process holds port",
-            "runs as the supervisor's user: only root can switch to",
+            "all daemons run as the supervisor's user: only root can switch to another",
             "the container must have SETUID and SETGID",
             "the container must have SETPCAP, or none at all",
             "the container needs the capability KILL",
