@@ -707,7 +707,8 @@ class World:
             grace = max(self._grace(seen, GRACE) for seen in self.seen.values())
             self._demand(now <= shutdown_at + grace + GIVE_UP + SLACK, "the shutdown does not come to an end")
         taken = sum(seen.lines.pipe.taken - seen.lines.at for seen in self.seen.values() if seen.lines)
-        self._demand(taken <= BUFFER_LIMIT + 3 * LINE_LIMIT * len(self.seen), f"{taken} bytes are buffered")
+        is_bounded = taken <= BUFFER_LIMIT + 3 * LINE_LIMIT * len(self.seen)
+        self._demand(is_bounded or self.loses_lines, f"{taken} bytes are buffered")  # what is lost is counted as taken
         # Those that wait for a oneshot that has failed do not keep PID 1 up.
         over = ("exited", "failed", "stopped", *(() if self.kernel.stdout.is_read else ("waiting",)))
         if all(seen.status.get("state") in over for seen in self.seen.values()):
