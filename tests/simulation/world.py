@@ -705,7 +705,7 @@ class World:
             self._demand(is_in_time or self.is_excused, f"the loop sleeps beyond the deadline of {daemon.spec.name}")
         if shutdown_at is not None:
             grace = max(self._grace(seen, GRACE) for seen in self.seen.values())
-            self._demand(now <= shutdown_at + grace + GIVE_UP + SLACK, "the shutdown does not come to an end")
+            self._demand(now <= shutdown_at + self._longest(grace), "the shutdown does not come to an end")
         taken = sum(seen.lines.pipe.taken - seen.lines.at for seen in self.seen.values() if seen.lines)
         is_bounded = taken <= BUFFER_LIMIT + 3 * LINE_LIMIT * len(self.seen)
         self._demand(is_bounded or self.loses_lines, f"{taken} bytes are buffered")  # what is lost is counted as taken
@@ -719,6 +719,10 @@ class World:
         if not self.loses_events:
             for seen in self.seen.values():
                 self._check_daemon(seen, wake_at, shutdown_at is not None)
+
+    def _longest(self, grace: float) -> float:
+        """How long a shutdown may take. After an internal error, PID 1 begins again to stop what it was stopping."""
+        return grace + GIVE_UP + SLACK + (GIVE_UP if self.only_survives else 0)
 
     def _is_due(self, seen: Seen, run: Run) -> bool:
         """Whether its exit must have been reported: unless it came after giving up."""
@@ -822,7 +826,7 @@ class World:
         now, shutdown_at = self.kernel.now, self.supervisor.shutdown_at
         if shutdown_at is not None:
             grace = max(self._grace(seen, GRACE) for seen in self.seen.values())
-            self._demand(now <= shutdown_at + grace + GIVE_UP + SLACK, f"the shutdown took {now - shutdown_at:.1f} s")
+            self._demand(now <= shutdown_at + self._longest(grace), f"the shutdown took {now - shutdown_at:.1f} s")
         for seen in self.seen.values():
             run = seen.run
             if run and run.process.has_own_group and not run.is_killed:
