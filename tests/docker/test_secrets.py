@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import unittest
 import uuid
@@ -19,7 +20,7 @@ KEY = "/etc/git-gate/ssh/id"  # on the host, it belongs to uid 1000
 TABLE = """
 [[daemon]]
 name = "hostile"
-argv = ["python3", "/src/tests/children/hostile.py", "/out/report", "--private", "{key}"]
+argv = ["python3", "/src/hostile.py", "/out/report", "--private", "{key}"]
 user = "{account}"
 
 [[daemon]]
@@ -89,10 +90,14 @@ class Hostile(EngineTest):
         token, key = (f"sesame-{uuid.uuid4().hex}" for _ in range(2))
         name = f"sidecars-test-{uuid.uuid4().hex[:12]}"
         with tempfile.TemporaryDirectory() as directory, host_key(key) as id_file:
-            out = Path(directory)
-            out.chmod(0o777)
+            out, source = Path(directory, "out"), Path(directory, "src")  # which every account can read
+            for folder, mode in ((out, 0o777), (source, 0o755)):
+                folder.mkdir()
+                folder.chmod(mode)
+            for file in ("sidecar_init.py", "tests/children/hostile.py"):
+                shutil.copy(ROOT / file, source)
             (out / "table.toml").write_text(TABLE.format(account=account, owner=owner, key=KEY))
-            mounts = ("-v", f"{ROOT}:/src:ro", "-v", f"{out}:/out", "-v", f"{id_file}:{KEY}:ro")
+            mounts = ("-v", f"{source}:/src:ro", "-v", f"{out}:/out", "-v", f"{id_file}:{KEY}:ro")
             start = ("--entrypoint", "python3", IMAGE, "-I", "-S", "/src/sidecar_init.py", "--table", "/out/table.toml")
             self.addCleanup(docker, "rm", "--force", "--volumes", name)
             environment = ("-e", f"EGRESS_TOKEN_A={token}")
