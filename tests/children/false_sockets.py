@@ -3,6 +3,7 @@
 For a second; then it makes /run/place/done. Each time it is another socket.
 """
 
+import signal
 import socket
 import struct
 import sys
@@ -31,7 +32,7 @@ def main() -> None:
                 print(f"refused: {error.strerror}", flush=True)
         time.sleep(0.02)
     open("/run/place/done", "w").close()
-    time.sleep(1000)
+    signal.pause()
 
 
 main()

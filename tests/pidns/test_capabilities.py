@@ -15,10 +15,10 @@ from tests.pidns.harness import PATIENCE, SLEEP, Bundle, NamespaceTestCase, daem
 NET_BIND_SERVICE, SETUID = 1 << 10, 1 << 7
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 LISTEN = """
-import socket, time
+import signal, socket
 server = socket.create_server(("0.0.0.0", 80))
 print("bound", flush=True)
-time.sleep(1000)
+signal.pause()
 """
 
 

@@ -22,14 +22,14 @@ class CutTest(AttackTestCase):
     """A secret that is cut in two where PID 1 ends a line of its own accord."""
 
     TWO_WRITES = """
-import os, sys, time
+import os, signal, time
 token, half = os.environb[b"EGRESS_TOKEN_CANARY"], len(os.environb[b"EGRESS_TOKEN_CANARY"]) // 2
 os.write(1, b"my token is " + token[:half])
 open("/run/place/written", "w")
 while not os.path.exists("/run/place/go"):
     time.sleep(0.005)
 os.write(1, token[half:] + b" and that was it\\n")
-time.sleep(1000)
+signal.pause()
 """
 
     def after_a_check_in_between(self, says: str, without: str | Sequence[str] = ()) -> bytes:
