@@ -95,7 +95,7 @@ class Hostile(EngineTest):
                 folder.mkdir()
                 folder.chmod(mode)
             for file in ("sidecar_init.py", "tests/children/hostile.py"):
-                shutil.copy(ROOT / file, source)
+                Path(shutil.copy(ROOT / file, source)).chmod(0o644)
             (out / "table.toml").write_text(TABLE.format(account=account, owner=owner, key=KEY))
             mounts = ("-v", f"{source}:/src:ro", "-v", f"{out}:/out", "-v", f"{id_file}:{KEY}:ro")
             start = ("--entrypoint", "python3", IMAGE, "-I", "-S", "/src/sidecar_init.py", "--table", "/out/table.toml")

@@ -87,6 +87,7 @@ class HostileDaemonTest(SecretsTestCase):
         self.setuid_cat = Path(shutil.copy("/bin/cat", disk / "cat"))
         self.setuid_cat.chmod(0o4755)
         self.program = Path(shutil.copy(CHILDREN / "hostile.py", self.place))
+        self.program.chmod(0o644)
         self.private = self.place / "private" / "token"
 
     def bundle(self, attacker: str | None, owner: str | None = OWNER, **options: Any) -> Bundle:

@@ -16,7 +16,7 @@ def walk(directory: str) -> list[str]:
     except OSError:
         return []
     for entry in entries:
-        if entry.path in ("/proc", "/sys", "/inside"):
+        if entry.path in ("/proc", "/sys"):
             continue
         if entry.is_dir(follow_symlinks=False):
             found += walk(entry.path)
