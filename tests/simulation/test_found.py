@@ -43,6 +43,12 @@ class Found(unittest.TestCase):
         """The loop looked at it again and again."""
         self.replay({"web": {"ready": True}}, ["fail fork 0", "wait 9"])
 
+    # In those that follow, a rule was wrong, not the supervisor.
+
+    def test_a_shutdown_leaves_a_reader_that_has_stalled_a_moment_when_all_is_over(self) -> None:
+        """A daemon that may not be signalled takes all the time that there is, and then there are lines to write."""
+        self.replay({"web": {}}, ["stall", "deny web", "write web *~*~", "term", "wait 70"])
+
 
 if __name__ == "__main__":
     unittest.main()

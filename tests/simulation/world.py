@@ -18,6 +18,7 @@ from tests.simulation.kernel import FOREVER, Kernel, Pipe, Process, Violation
 # The promises, not the module's constants.
 GRACE, RESTART_GRACE, CHECK, AFTER, GIVE_UP, BACKOFF, STEADY = 8.0, 5.0, 10.0, 10.0, 2.0, 0.5, 60.0
 SLACK = 0.3  # a few looks at a group that is left behind
+LAST_WRITE = 0.3  # for the reader of a log that has stalled, when all has ended
 LINE_LIMIT, BUFFER_LIMIT = 65536, (1 << 20) + (1 << 18)
 
 SECRET = b"13-57/90!24+68#97$53%10&86"  # its characters are in nothing else that is written
@@ -206,6 +207,7 @@ class World:
         self.only_survives = False  # memory was short: PID 1 must go on, and end when it is told to
         self.is_excused = False  # an error was injected that nothing can hide
         self.loses_events = self.loses_lines = False
+        self.has_stalled = False
         self.began_at = 0.0
         self.is_settled = False
         self.code: int | None = None
@@ -451,7 +453,7 @@ class World:
 
     def on_stall(self) -> None:
         """The log is no longer read."""
-        self.kernel.stdout.is_read = False
+        self.kernel.stdout.is_read, self.has_stalled = False, True
 
     def on_drip(self, size: str) -> None:
         """Its reader reads so much, and no more."""
@@ -723,7 +725,8 @@ class World:
 
     def _longest(self, grace: float) -> float:
         """How long a shutdown may take. After an internal error, PID 1 begins again to stop what it was stopping."""
-        return grace + GIVE_UP + SLACK + (GIVE_UP if self.only_survives else 0)
+        again, last = GIVE_UP if self.only_survives else 0, LAST_WRITE if self.has_stalled else 0
+        return grace + GIVE_UP + SLACK + again + last
 
     def _is_due(self, seen: Seen, run: Run) -> bool:
         """Whether its exit must have been reported: unless it came after giving up."""
