@@ -18,6 +18,7 @@ from tests.simulation.kernel import FOREVER, Kernel, Pipe, Process, Violation
 # The promises, not the module's constants.
 GRACE, RESTART_GRACE, CHECK, AFTER, GIVE_UP, BACKOFF, STEADY = 8.0, 5.0, 10.0, 10.0, 2.0, 0.5, 60.0
 SLACK = 0.3  # a few looks at a group that is left behind
+INSTANT = 1e-4  # a hundred calls of PID 1: between two things that it does at once
 LAST_WRITE = 0.3  # for the reader of a log that has stalled, when all has ended
 LINE_LIMIT, BUFFER_LIMIT = 65536, (1 << 20) + (1 << 18)
 
@@ -614,7 +615,7 @@ class World:
             late = late if shutdown_at is None else shutdown_at + self._grace(seen, GRACE)
             self._demand(now <= late + SLACK, f"{command} is not killed when its grace is over")
             self._demand(
-                self.is_at_once or now >= start + grace - 1e-6, f"{command} is killed before its grace is over"
+                self.is_at_once or now >= start + grace - INSTANT, f"{command} is killed before its grace is over"
             )
         elif number != signal.SIGKILL:
             self._demand(number == seen.spec.stop_signal, f"{command} is stopped by signal {number}")
