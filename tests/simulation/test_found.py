@@ -49,6 +49,9 @@ class Found(unittest.TestCase):
         """A daemon that may not be signalled takes all the time that there is, and then there are lines to write."""
         self.replay({"web": {}}, ["stall", "deny web", "write web *~*~", "term", "wait 70"])
 
+    def test_a_reader_that_has_stalled_has_the_usual_grace_even_if_the_daemons_have_less(self) -> None:
+        self.replay({"web": {"stop": {"grace": 0.5}}}, ["stall", "write web *~*~", "term", "deadline"])
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -19,7 +19,7 @@ from tests.simulation.kernel import FOREVER, Kernel, Pipe, Process, Violation
 GRACE, RESTART_GRACE, CHECK, AFTER, GIVE_UP, BACKOFF, STEADY = 8.0, 5.0, 10.0, 10.0, 2.0, 0.5, 60.0
 SLACK = 0.3  # a few looks at a group that is left behind
 INSTANT = 1e-4  # a hundred calls of PID 1: between two things that it does at once
-LAST_WRITE = 0.3  # for the reader of a log that has stalled, when all has ended
+LAST_WRITE = 0.3  # for the reader of a log that has stalled, when all has ended, or the usual grace
 LINE_LIMIT, BUFFER_LIMIT = 65536, (1 << 20) + (1 << 18)
 
 SECRET = b"13-57/90!24+68#97$53%10&86"  # its characters are in nothing else that is written
@@ -726,8 +726,8 @@ class World:
 
     def _longest(self, grace: float) -> float:
         """How long a shutdown may take. After an internal error, PID 1 begins again to stop what it was stopping."""
-        again, last = GIVE_UP if self.only_survives else 0, LAST_WRITE if self.has_stalled else 0
-        return grace + GIVE_UP + SLACK + again + last
+        longest = grace + GIVE_UP + SLACK + (GIVE_UP if self.only_survives else 0)
+        return max(longest, GRACE) + LAST_WRITE if self.has_stalled else longest
 
     def _is_due(self, seen: Seen, run: Run) -> bool:
         """Whether its exit must have been reported: unless it came after giving up."""
