@@ -192,7 +192,7 @@ class _Supervisor:
         self._shutdown: _StopOrder | None = None
         self._fatal_status: int | None = None  # of the essential daemon that ended the container
         self._due: dict[_Daemon, None] = {}  # those to be advanced, in order
-        self._heartbeats, self._status_at, self._may_pause = 0, 0.0, False
+        self._heartbeats, self._write_by, self._may_pause = 0, _NEVER, False
 
     @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
@@ -234,13 +234,16 @@ class _Supervisor:
                 self._handle_signal(number)
             except Exception as error:  # the others must not be lost
                 _log_internal_error(self._log, error)
-        is_behind = self._meet_deadlines()
+        is_behind = self._meet_deadlines() or bool(_recorded_signals)
         self._log.flush()
         if self._state.is_stale:
             self._end_if_essential()
-            if not is_behind or self._clock() >= self._status_at + 2 * _POLL_INTERVAL:
-                self._write_status()
-        return self._is_done()
+            # While there is more to do at once, the status waits a little: to write it takes longer than all the rest.
+            self._write_by = min(self._write_by, self._clock() + (2 * _POLL_INTERVAL if is_behind else 0.0))
+        is_done = self._is_done()
+        if is_done or self._clock() >= self._write_by:
+            self._write_status(is_done=is_done)
+        return is_done
 
     def request_shutdown(self, reason: str) -> None:
         """Send every daemon its stop signal at once; `tick` does the rest. A second request changes nothing."""
@@ -298,7 +301,6 @@ class _Supervisor:
             self._log.wait(deadline)
             daemon.output.drain(is_last=True)
         self._log.say(f"exiting with status {self.exit_code()}")
-        self._write_status("stopped")
         self._log.close(deadline)
         return self.exit_code()
 
@@ -403,11 +405,11 @@ class _Supervisor:
                 self._fatal_status = daemon.history.outcome[-1] or int(daemon.history.is_crash_looping)
                 self.request_shutdown(f"{daemon.spec.name} is essential and {why}")
 
-    def _write_status(self, state: str = "") -> None:
-        self._status_at = self._clock()
+    def _write_status(self, *, is_done: bool) -> None:
+        self._write_by = _NEVER
         about = {
             "pid": os.getpid(), "start_ticks": self._launcher.start_ticks, "heartbeats": self._heartbeats,
-            "state": state or ("shutting-down" if self._shutdown else "running"),
+            "state": "stopped" if is_done else "shutting-down" if self._shutdown else "running",
             "started_at": self._launcher.started_at, "updated_at": _timestamp(time.time()),
             "signals": {name: {action: target} for name, (action, target) in _SIGNALS.items()},
         }  # fmt: skip
