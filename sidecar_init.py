@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import signal
     from argparse import Namespace
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-    from types import FrameType
+    from types import CodeType, FrameType
     from typing import Any, NoReturn, TypeAlias, TypeVar
 
     _T = TypeVar("_T")
@@ -43,11 +43,6 @@ else:
     import _signal as signal  # the same functions; the enums of `signal` would cost every start 5 ms and 1 MB
 
 _HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
-_recorded_signals: dict[int, None] = {}  # each once, in order
-
-
-def _record_signal(number: int, _: FrameType | None) -> None:
-    _recorded_signals[number] = None
 
 
 def _asks_to_supervise(words: list[str]) -> bool:
@@ -56,8 +51,8 @@ def _asks_to_supervise(words: list[str]) -> bool:
 
 
 if __name__ == "__main__" and _asks_to_supervise(sys.argv[1:]):
-    for _handled in _HANDLED_SIGNALS:  # before all else: a signal that PID 1 has no handler for is lost
-        signal.signal(_handled, _record_signal)
+    # Before all else: a signal that PID 1 neither blocks nor handles is lost. What is blocked waits for `_Inbox.open`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED_SIGNALS)
 
 import errno, fcntl, os, resource, select, stat, struct, time  # noqa: E401, E402, I001
 
@@ -910,6 +905,12 @@ class _Launcher:
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
+_recorded_signals: dict[int, None] = {}  # each once, in order
+
+
+def _record_signal(number: int, _: FrameType | None) -> None:
+    _recorded_signals[number] = None
+
 
 class _Inbox:
     """The signals that handlers have recorded. A descriptor wakes poll, which a Python handler alone does not."""
@@ -924,7 +925,6 @@ class _Inbox:
             if number in signal.valid_signals():  # musl keeps 34 for itself
                 signal.signal(number, _record_signal)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.write(self._wake, b"!")  # some may have been recorded before
 
     def take(self, readable: Sequence[int]) -> list[int]:
         """The signals since the last time, each once, in order."""
@@ -2184,44 +2184,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {  # what a value must be, and the rule th
 
 
 def _use_table(path: str) -> None:
-    """Replace the table by that in a TOML file; raises _Refusal, and changes nothing, if it has a mistake.
-
-    A child parses the file: the parser's modules and what it allocates would stay in PID 1.
-    """
-    import marshal
-
-    try:
-        receiver, sender = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                with open(sender, "wb") as pipe:
-                    pipe.write(marshal.dumps(_parse_table(path)))
-            finally:
-                os._exit(0)
-        os.close(sender)
-        with open(receiver, "rb") as pipe:
-            answer = pipe.read()
-        if signal.getsignal(signal.SIGCHLD) != signal.SIG_IGN:  # else the kernel reaps it
-            os.waitpid(child, 0)
-        mistake, table = marshal.loads(answer)
-    except OSError as error:
-        mistake, table = f"its parser cannot be started: {error.strerror}", None
-    except (EOFError, TypeError, ValueError):
-        mistake, table = "its parser was killed; the table may be too large for the memory", None
-    if mistake:
-        raise _Refusal(f"cannot use table {path}: {mistake}", exit_code=2)
-    _load_table(table)
-
-
-def _load_table(table: Any) -> None:
-    global _DAEMONS, _SECRETS, _SIGNALS, _TABLE
-    rows, _SECRETS, _SIGNALS = _TABLE = table
-    _DAEMONS = tuple(_DaemonSpec(**row) for row in rows)
-
-
-def _parse_table(path: str) -> tuple[str, Any]:
-    """What is wrong with a table file; the table as `_load_table` takes it."""
+    """Replace the table by that in a TOML file; raises _Refusal, and changes nothing, if it has a mistake."""
     import tomllib
 
     try:
@@ -2232,7 +2195,7 @@ def _parse_table(path: str) -> tuple[str, Any]:
             _demand(is_known, f'unknown key "{key}"; known: [[daemon]], [secrets], [signals]')
         rows, secrets, signals = table.get("daemon", []), table.get("secrets", {}), table.get("signals", {})
         specs = _specs_of(rows)
-        return "", (rows, _owners_of(secrets, specs), _signals_of(signals, specs))
+        _load_table((rows, _owners_of(secrets, specs), _signals_of(signals, specs)))
     except (MemoryError, OSError, RecursionError, ValueError, _Refusal) as error:
         mistakes = {
             MemoryError: "it is too large for the memory",
@@ -2241,7 +2204,14 @@ def _parse_table(path: str) -> tuple[str, Any]:
             ValueError: "not TOML: a number has too many digits",
             tomllib.TOMLDecodeError: f"not TOML: {error}",
         }
-        return mistakes.get(type(error)) or getattr(error, "strerror", None) or str(error), None
+        mistake = mistakes.get(type(error)) or getattr(error, "strerror", None) or str(error)
+        raise _Refusal(f"cannot use table {path}: {mistake}", exit_code=2) from None
+
+
+def _load_table(table: Any) -> None:
+    global _DAEMONS, _SECRETS, _SIGNALS, _TABLE
+    rows, _SECRETS, _SIGNALS = _TABLE = table
+    _DAEMONS = tuple(_DaemonSpec(**row) for row in rows)
 
 
 def _specs_of(rows: list[dict[str, Any]]) -> dict[str, _DaemonSpec]:
@@ -2611,24 +2581,32 @@ def _plan(_: Namespace) -> int:
     return 1 if problems else 0
 
 
-_TABLE: Any = None  # the table that is used instead of the shipped one; a baked file has it here
+_TABLE: Any = "shipped"  # or another one: a baked file has it in the place of this constant
+_IN_MEMORY = "/proc/self/fd/"  # where `_start_over` puts a baked file
+_IS_BAKED = __file__.startswith(_IN_MEMORY) or __file__.endswith(".pyc")
+
+
+def _baked(program: CodeType) -> bytes:
+    """This program and the table, as the contents of a compiled file."""
+    import marshal
+    from importlib.util import MAGIC_NUMBER
+
+    constants = tuple(_TABLE if constant == "shipped" else constant for constant in program.co_consts)
+    # Python looks for no source of a file that it is told to run: no time or hash of one is needed.
+    return MAGIC_NUMBER + bytes(12) + marshal.dumps(program.replace(co_consts=constants))
 
 
 def _bake(options: Namespace) -> int:
     """Write this program and the table as one compiled file; the same input gives the same bytes."""
-    import marshal
-    from importlib.util import MAGIC_NUMBER
-
     cannot, new = f"cannot bake {options.out}", f"{options.out}.{os.getpid()}"
     _demand(options.out.endswith(".pyc"), f"{cannot}: Python runs it only if its name ends in .pyc; rename it")
-    _demand(not __file__.endswith(".pyc"), f"{cannot}: this file is compiled already; bake with sidecar_init.py")
+    _demand(not _IS_BAKED, f"{cannot}: this file is compiled already; bake with sidecar_init.py")
     try:
         with open(__file__, encoding="utf-8") as file:
-            source = file.read().replace("\n_TABLE: Any = None", f"\n_TABLE: Any = {_TABLE!r}")
-        code = marshal.dumps(compile(source, "sidecar_init.py", "exec", dont_inherit=True, optimize=2))
+            program = compile(file.read(), "sidecar_init.py", "exec", dont_inherit=True, optimize=2)
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC), "wb") as pyc:
             os.fchmod(pyc.fileno(), 0o644)
-            pyc.write(MAGIC_NUMBER + bytes(12) + code)  # Python looks for no source of a file that it is told to run
+            pyc.write(_baked(program))
         os.replace(new, options.out)
     except OSError as error:
         if os.path.lexists(new):
@@ -2642,11 +2620,23 @@ def _bake(options: Namespace) -> int:
 # -- the program -------------------------------------------------------------------------------------------------------
 
 
+def _start_over(program: CodeType) -> None:
+    """Execute this program once more, baked in memory: the parsers and the syntax tree would double PID 1's size."""
+    fd = -1
+    try:
+        fd = _Kernel.seal("sidecar_init.pyc", _baked(program))
+        path = f"{_IN_MEMORY}{fd}"
+        os.close(os.open(path, os.O_RDONLY))  # after the exec it would be too late to find that it cannot be opened
+        os.set_inheritable(fd, True)
+        os.execv(sys.executable, [sys.executable, "-I", "-S", path])
+    except (OSError, TypeError, ValueError):  # memory files may be forbidden, and the interpreter need not have a path
+        _close(fd)
+
+
 def _supervise() -> int:
     """Supervise until all daemons have exited."""
     inbox = _Inbox()
     inbox.open(len(_DAEMONS))
-    _keep_standard_descriptors()
     log = _Log(1, _Secrets(os.environb, _SECRETS))
     specs = _selected_daemons(os.environ)
     if (mode := _setting(os.environ, "RESTART")) not in ("", "never"):
@@ -2665,6 +2655,8 @@ def _supervise() -> int:
 
 def _keep_standard_descriptors() -> None:
     """Open the null device for each of 0 to 2 that is closed, and close all others on exec."""
+    if __file__.startswith(_IN_MEMORY):
+        os.close(int(__file__.removeprefix(_IN_MEMORY)))
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         pass
     os.close(fd)
@@ -2714,7 +2706,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
     }
     names = ", ".join(spec.name for spec in _DAEMONS)
-    baked = f", baked with the table of {names}" if __file__.endswith(".pyc") else ""
+    baked = f", baked with the table of {names}" if _IS_BAKED else ""
     what = "PID 1 of a container that runs several daemons. Without a command: supervise."
     parser = Parser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", **arguments["--table"])
@@ -2760,14 +2752,20 @@ def _answer(words: list[str]) -> int:
         raise _Refusal("cannot use the state: it was not written by a supervisor of this version") from None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program: what `sidecar_init.py` with these arguments does; returns its exit status."""
+def main(argv: Sequence[str] | None = None, program: CodeType | None = None) -> int:
+    """The program: what `sidecar_init.py` with these arguments does; returns its exit status.
+
+    With its own code as `program`, it may replace the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not _asks_to_supervise(words):
             return _answer(words)  # PID 1 does without argparse
+        _keep_standard_descriptors()
         if words:
             _use_table(words[-1].removeprefix("--table="))
+        if program and not _IS_BAKED:
+            _start_over(program)
         return _supervise()
     except _Refusal as refusal:
         print(_one_line(str(refusal)), file=sys.stderr)
@@ -2780,7 +2778,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-if _TABLE:
+if isinstance(_TABLE, tuple):
     _load_table(_TABLE)
 if __name__ == "__main__":
-    os._exit(main())  # frees nothing: the kernel is faster
+    os._exit(main(program=sys._getframe().f_code))  # frees nothing: the kernel is faster

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import unittest
 from typing import Any
-from unittest import mock
 
 import sidecar_init
 from tests.support import MODULE, ROOT
@@ -236,58 +235,6 @@ class Mistakes(TableTest):
         self.assertEqual(self.refusal(str(self.path), "plan"), "No such file or directory")
 
 
-class Parser(TableTest):
-    """A child parses the file: what that takes, and what becomes of it, does not concern PID 1."""
-
-    def test_one_that_is_killed_is_reported(self) -> None:
-        self.patch("_parse_table", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-        self.assertEqual(
-            self.refusal(str(self.path)), "its parser was killed; the table may be too large for the memory"
-        )
-
-    def test_one_that_cannot_be_started_is_told(self) -> None:
-        with mock.patch("os.fork", side_effect=BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))):
-            told = self.refusal(str(self.path))
-        self.assertEqual(told, "its parser cannot be started: Resource temporarily unavailable")
-
-    def test_a_parent_that_ignored_its_children_changes_nothing(self) -> None:
-        self.path.write_text(GOOD)
-        command = [sys.executable, "-ISB", str(MODULE), "plan", "--table", str(self.path)]
-        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        try:
-            plan = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        finally:
-            signal.signal(signal.SIGCHLD, before)
-        self.assertEqual((plan.communicate()[1], plan.returncode), ("", 0))
-
-    def run_main(self, before: str = "") -> subprocess.CompletedProcess[str]:
-        """The supervisor over the table; then it prints its modules, and whether it has a child."""
-        script = (
-            f"import os, resource, sys; sys.path.insert(0, {str(ROOT)!r}); import sidecar_init\n{before}\n"
-            f"code = sidecar_init.main(['--table', {str(self.path)!r}])\n"
-            "print('\\n', *sys.modules)\n"
-            "try: print('a child', os.waitpid(-1, 0))\n"
-            "except ChildProcessError: print('no child')\n"
-            "sys.exit(code)"
-        )
-        return subprocess.run([sys.executable, "-ISBc", script], capture_output=True, text=True)
-
-    def test_its_modules_and_its_process_are_gone_when_the_daemons_run(self) -> None:
-        self.path.write_text('[[daemon]]\nname = "quick"\nargv = ["sh", "-c", "exit 3"]\n')
-        ended = self.run_main()
-        self.assertEqual((ended.returncode, ended.stderr), (3, ""))
-        self.assertIn("quick exited with status 3", ended.stdout)
-        *_, modules, child = ended.stdout.splitlines()
-        self.assertEqual(set(modules.split()) & {"argparse", "re", "graphlib", "tomllib", "typing"}, set())
-        self.assertEqual(child, "no child")
-
-    def test_a_table_that_does_not_fit_the_memory_is_refused_in_one_line(self) -> None:
-        self.path.write_text(GOOD + f"env = {{ A = '{'x' * (64 << 20)}' }}\n")
-        ended = self.run_main(before="resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))")
-        self.assertEqual((ended.returncode, ended.stdout.splitlines()[-1]), (2, "no child"))
-        self.assertEqual(ended.stderr, f"cannot use table {self.path}: it is too large for the memory\n")
-
-
 class Right(TableTest):
     def test_the_example_of_the_design_is_used(self) -> None:
         self.path.write_text(DESIGNED)
@@ -392,6 +339,49 @@ class Right(TableTest):
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
         sidecar_init._use_table(f"/dev/fd/{reader}")
         self.assertEqual(len(sidecar_init._DAEMONS), 1)
+
+
+class Script(TableTest):
+    """A script executes itself once more, baked in memory, so that PID 1 keeps nothing that only the start needed."""
+
+    LOOK = "tr '\\0' ' ' </proc/$PPID/cmdline; echo; ls -l /proc/self/fd"
+
+    def run_script(self, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        """The program, run by another one that may have changed something `before`."""
+        script = f"import resource, runpy, sys\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        argv = [sys.executable, "-ISBc", f"import sys; del sys.argv[0]; {script}", str(MODULE), *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "SIDECAR_INIT_STATE_DIR": ""})
+
+    def daemons(self, ended: subprocess.CompletedProcess[str]) -> tuple[str, list[str]]:
+        """What a daemon sees: the supervisor's command line, and the targets of its own descriptors."""
+        command, *files = [line.removeprefix("[web] ") for line in ended.stdout.splitlines() if line[:5] == "[web]"]
+        return command.strip(), sorted(line.split(" -> ")[1].partition(":")[0] for line in files if " -> " in line)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path.write_text(f'[[daemon]]\nname = "web"\nargv = ["sh", "-c", {json.dumps(self.LOOK)}]\n')
+
+    def test_it_is_the_baked_program_that_supervises_and_it_closes_its_file(self) -> None:
+        ended = self.run_script("--table", str(self.path))
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        command, files = self.daemons(ended)
+        self.assertRegex(command, rf"^{sys.executable} -I -S /proc/self/fd/\d+$")
+        self.assertEqual(len(files), 4, f"the null device, the pipe twice, and what ls opens itself: {files}")
+
+    def test_where_it_cannot_be_executed_it_goes_on_as_it_is(self) -> None:
+        for before in ("sys.executable = ''", "sys.executable = None", "sys.executable = '/nonexistent'"):
+            with self.subTest(before):
+                ended = self.run_script("--table", str(self.path), before=before)
+                self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+                self.assertIn("runpy", self.daemons(ended)[0])
+
+    def test_a_table_that_does_not_fit_the_memory_is_refused_in_one_line(self) -> None:
+        self.path.write_text(GOOD + f"env = {{ A = '{'x' * (64 << 20)}' }}\n")
+        ended = self.run_script(
+            "--table", str(self.path), before="resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))"
+        )
+        self.assertEqual((ended.returncode, ended.stdout), (2, ""))
+        self.assertEqual(ended.stderr, f"cannot use table {self.path}: it is too large for the memory\n")
 
 
 if __name__ == "__main__":
