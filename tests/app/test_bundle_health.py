@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -82,6 +84,28 @@ class BundleHealth(unittest.TestCase):
         (directory / "status.json").write_text('{"daemons": [{"state": "waiting"}]}')
         with mock.patch.dict(os.environ, {"BOT_BOTTLE_SIDECAR_STATE_DIR": str(directory)}):
             self.assertEqual(self.check(), (0, "the word of the supervisor\n"))
+
+    def test_only_the_check_of_an_older_container_begins_with_a_pause(self) -> None:
+        for age, pauses in ((0.5, []), (60.0, [1.0])):
+            slept: list[float] = []
+            program = runpy.run_path(str(ROOT / "app" / "bundle_health.py"))
+            ports = {PORTS[name]: str(port) for name, port in self.ports.items()}
+            with (
+                self.subTest(age=age),
+                mock.patch.dict(program["main"].__globals__, {"_age_of_container": lambda age=age: age}),
+                mock.patch("time.sleep", slept.append),
+                mock.patch("os.execv"),
+                mock.patch.dict(os.environ, {**ports, "BOT_BOTTLE_SIDECAR_STATE_DIR": "/nonexistent"}),
+            ):
+                program["main"](["health"])
+            self.assertEqual(slept, pauses)
+
+    def test_the_age_of_a_container_is_that_of_its_pid_1(self) -> None:
+        program = runpy.run_path(str(ROOT / "app" / "bundle_health.py"))
+        first = program["_age_of_container"]()
+        self.assertGreater(first, 0)
+        self.assertLess(first, time.clock_gettime(time.CLOCK_BOOTTIME))
+        wait_until(lambda: program["_age_of_container"]() > first, 10, "it grows")
 
     def test_servers_that_answer_are_healthy_and_do_not_log_it(self) -> None:
         daemons = [self.start(name) for name in PROGRAMS]

@@ -63,7 +63,7 @@ class Shipped(EngineTest):
     """The image as it is, without anything mounted."""
 
     def test_the_default_set_becomes_healthy_and_nothing_passes(self) -> None:
-        with Container(IMAGE, "--network", "none", "--health-interval", "1s") as bundle:
+        with Container(IMAGE, "--network", "none") as bundle:
             healthy = "{{.State.Health.Status}}"
             bundle.wait_for(lambda: bundle.inspect(healthy) == "healthy", "Docker's own word that it is healthy")
             for port in (9099, 8888):
