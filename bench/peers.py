@@ -106,7 +106,7 @@ class SidecarInit(Peer):
 
 
 class SidecarInitScript(SidecarInit):
-    """What one tries first: Python compiles the script at each start; a child parses the TOML file."""
+    """What one tries first: Python compiles the script at each start; it then executes itself, baked in memory."""
 
     name = "sidecar-init as a script"
     form = "script with --table"

@@ -77,7 +77,10 @@ class Result:
         if not target.others and not target.factor:
             return ("yes" if ours == 0 else "no"), number(ours), ""
         name, best = "that", target.factor
-        rounds = [value / best for value in self.samples[target.ours.name]]
+        ours -= self.medians.get(target.less, 0.0)
+        mine = self.samples[target.ours.name]
+        less = self.samples.get(target.less, [0.0] * len(mine))
+        rounds = [(value - its) / best for value, its in zip(mine, less, strict=False)]
         if others:
             name, best = (max if self.row.more_is_better else min)(others.items(), key=lambda item: item[1])
             pairs = zip(self.samples[target.ours.name], self.samples[name], strict=False)
