@@ -821,7 +821,8 @@ def load(source: str, kernel: Kernel) -> Any:
 
     module: Any = types.ModuleType("sidecar_init_simulated")
     vars(module)["__builtins__"] = {**vars(builtins), "__import__": import_, "open": kernel.open_file}
-    exec(compile(source, "sidecar_init.py", "exec"), vars(module))
+    module.__file__ = "sidecar_init.py"
+    exec(compile(source, module.__file__, "exec"), vars(module))
     become = module._Launcher._become
     module._Launcher._become = lambda *arguments: kernel.run_child(lambda: become(*arguments))
     return module
