@@ -210,7 +210,12 @@ class StopTest(NamespaceTestCase):
         app = daemon("app", *script, stop={"to": "leader", "grace": 1000})
         with Namespace(SLEEP) as outer, Bundle([app], inside=outer) as bundle:
             bundle.wait_for(b"[app] up\n")
-            wait_until(lambda: bundle.running_commands("sleep 2000"), PATIENCE, "the sleep")
+
+            def sleeps() -> bool:
+                """Executed: until then, it is a shell that may have the trap of the first."""
+                return any(one.command == "sleep 2000" for one in bundle.running_commands("sleep 2000"))
+
+            wait_until(sleeps, PATIENCE, "the sleep")
             bundle.signal(SIGTERM)
             self.assertEqual(bundle.exit(), 0)
             self.assertEqual(outer.running_commands("sleep 2000"), [])
