@@ -352,6 +352,8 @@ class _Supervisor:
             self._restart(target)
         elif 0 <= row < len(_DAEMONS):
             self._restart(_DAEMONS[row].name)
+        else:
+            self._log.say(f"{_signal_name(number)} ignored: [signals] does not assign it")
 
     def _restart(self, name: str, grace: float | None = None) -> _Daemon | None:
         if daemon := self._find(name, f"cannot restart {name}"):

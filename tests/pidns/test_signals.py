@@ -165,6 +165,15 @@ class HupTest(NamespaceTestCase):
             bundle.wait_for(b"sidecar-init: SIGHUP for egress dropped: ")
             self.assertNotIn(b"egress started", bundle.log)
 
+    def test_a_signal_that_the_table_does_not_assign_leaves_a_line(self) -> None:
+        with Bundle([daemon("egress", *SIGNALS)], signals={"USR1": {"restart": "egress"}}) as bundle:
+            bundle.wait_for(b"[egress] ready\n")
+            bundle.signal(SIGHUP)
+            bundle.wait_for(b"sidecar-init: SIGHUP ignored: [signals] does not assign it\n")
+            bundle.signal(SIGTERM)
+            bundle.exit()
+            self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
+
 
 class RestartInPlaceTest(NamespaceTestCase):
     def test_usr1_restarts_pipelock_and_touches_no_other(self) -> None:
