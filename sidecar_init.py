@@ -2630,7 +2630,8 @@ def _start_over(program: CodeType) -> None:
         path = f"{_IN_MEMORY}{fd}"
         os.close(os.open(path, os.O_RDONLY))  # after the exec it would be too late to find that it cannot be opened
         os.set_inheritable(fd, True)
-        os.execv(sys.executable, [sys.executable, "-I", "-S", path])
+        isolated = [] if "PYTHONHOME" in os.environ else ["-I"]  # which would ignore where the library is
+        os.execv(sys.executable, [sys.executable, *isolated, "-S", path])
     except (OSError, TypeError, ValueError):  # memory files may be forbidden, and the interpreter need not have a path
         _close(fd)
 

@@ -375,6 +375,13 @@ class Script(TableTest):
                 self.assertEqual((ended.returncode, ended.stderr), (0, ""))
                 self.assertIn("runpy", self.daemons(ended)[0])
 
+    def test_an_interpreter_that_needs_pythonhome_still_has_it(self) -> None:
+        command = [sys.executable, "-S", str(MODULE), "--table", str(self.path)]
+        home = {**os.environ, "SIDECAR_INIT_STATE_DIR": "", "PYTHONHOME": sys.base_prefix}
+        ended = subprocess.run(command, capture_output=True, text=True, env=home)
+        self.assertEqual((ended.returncode, ended.stderr), (0, ""))
+        self.assertRegex(self.daemons(ended)[0], rf"^{sys.executable} -S /proc/self/fd/\d+$")
+
     def test_a_table_that_does_not_fit_the_memory_is_refused_in_one_line(self) -> None:
         self.path.write_text(GOOD + f"env = {{ A = '{'x' * (64 << 20)}' }}\n")
         ended = self.run_script(
