@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the same functions; the enums of `signal` would cost every start 5 ms and 1 MB
 
-_HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
-
 
 def _asks_to_supervise(words: list[str]) -> bool:
     """Whether there is nothing on the command line, or a table alone."""
@@ -52,7 +50,7 @@ def _asks_to_supervise(words: list[str]) -> bool:
 
 if __name__ == "__main__" and _asks_to_supervise(sys.argv[1:]):
     # Before all else: a signal that PID 1 neither blocks nor handles is lost. What is blocked waits for `_Inbox.open`.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 import errno, fcntl, os, resource, select, stat, struct, time  # noqa: E401, E402, I001
 
@@ -187,7 +185,7 @@ class _Supervisor:
         self._shutdown: _StopOrder | None = None
         self._fatal_status: int | None = None  # of the essential daemon that ended the container
         self._due: dict[_Daemon, None] = {}  # those to be advanced, in order
-        self._heartbeats, self._write_by, self._may_pause = 0, _NEVER, False
+        self._heartbeats, self._write_by, self._may_pause = 0, 0.0, False
 
     @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
@@ -907,6 +905,7 @@ class _Launcher:
 
 # -- signals -----------------------------------------------------------------------------------------------------------
 
+_HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 _recorded_signals: dict[int, None] = {}  # each once, in order
 
 
@@ -2625,19 +2624,22 @@ def _bake(options: Namespace) -> int:
 def _start_over(program: CodeType) -> None:
     """Execute this program once more, baked in memory: the parsers and the syntax tree would double PID 1's size."""
     fd = -1
+    options = "-PSs" + "E" * sys.flags.ignore_environment  # the interpreter may need what the environment says
     try:
+        if not os.path.samefile(sys.executable, "/proc/self/exe"):  # argv[0] need not be the interpreter's own name
+            return
         fd = _Kernel.seal("sidecar_init.pyc", _baked(program))
         path = f"{_IN_MEMORY}{fd}"
         os.close(os.open(path, os.O_RDONLY))  # after the exec it would be too late to find that it cannot be opened
         os.set_inheritable(fd, True)
-        isolated = [] if "PYTHONHOME" in os.environ else ["-I"]  # which would ignore where the library is
-        os.execv(sys.executable, [sys.executable, *isolated, "-S", path])
+        os.execv(sys.executable, [sys.executable, options, path])
     except (OSError, TypeError, ValueError):  # memory files may be forbidden, and the interpreter need not have a path
         _close(fd)
 
 
 def _supervise() -> int:
     """Supervise until all daemons have exited."""
+    _close_on_exec()
     inbox = _Inbox()
     inbox.open(len(_DAEMONS))
     log = _Log(1, _Secrets(os.environb, _SECRETS))
@@ -2657,12 +2659,16 @@ def _supervise() -> int:
 
 
 def _keep_standard_descriptors() -> None:
-    """Open the null device for each of 0 to 2 that is closed, and close all others on exec."""
+    """Open the null device for each of 0 to 2 that is closed."""
     if __file__.startswith(_IN_MEMORY):
         os.close(int(__file__.removeprefix(_IN_MEMORY)))
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+
+
+def _close_on_exec() -> None:
+    """Let daemons inherit no descriptor but 0 to 2, which are theirs to replace."""
     for name in os.listdir("/proc/self/fd"):
         try:
             os.set_inheritable(int(name), int(name) <= 2)
@@ -2767,7 +2773,7 @@ def main(argv: Sequence[str] | None = None, program: CodeType | None = None) -> 
         _keep_standard_descriptors()
         if words:
             _use_table(words[-1].removeprefix("--table="))
-        if program and not _IS_BAKED:
+        if program and not _IS_BAKED and "shipped" in program.co_consts:  # else it is baked under another name
             _start_over(program)
         return _supervise()
     except _Refusal as refusal:

@@ -68,10 +68,12 @@ def _wait_for_start() -> None:
 
 
 def _ask(port: int, request: bytes, size: int) -> bytes:
+    deadline, answer, piece = time.monotonic() + _SECONDS, b"", b"some"
     with socket.create_connection(("127.0.0.1", port), timeout=_SECONDS) as server:
         server.sendall(request)
-        answer = b""
-        while len(answer) < size and (piece := server.recv(size - len(answer))):
+        while piece and len(answer) < size:
+            server.settimeout(max(deadline - time.monotonic(), 0.001))
+            piece = server.recv(size - len(answer))
             answer += piece
         return answer
 

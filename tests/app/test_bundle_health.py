@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import socket
@@ -42,8 +43,8 @@ class BundleHealth(unittest.TestCase):
         self.addCleanup(daemon.kill)
         return daemon
 
-    def listen(self, name: str, answer: bytes | None = None) -> None:
-        """A server that answers nothing at all, or the same to everything."""
+    def listen(self, name: str, answer: bytes | None = None, pause: float = 0.0) -> None:
+        """A server that answers nothing at all, or the same to everything, with a pause after each byte."""
         server = socket.create_server(("127.0.0.1", self.ports[name]))
         self.addCleanup(server.close)
 
@@ -51,7 +52,10 @@ class BundleHealth(unittest.TestCase):
             client, _ = server.accept()
             with client:
                 client.recv(1000)
-                client.sendall(answer or b"")
+                with contextlib.suppress(OSError):  # the other may have left
+                    for byte in answer or b"":
+                        client.sendall(bytes([byte]))
+                        time.sleep(pause)
 
         if answer is not None:
             thread = threading.Thread(target=serve)
@@ -122,6 +126,12 @@ class BundleHealth(unittest.TestCase):
                 status, said = self.check()
                 self.assertEqual(status, 1)
                 self.assertIn(f"unhealthy: {name} listens but does not answer: ", said)
+
+    def test_a_server_that_never_ends_its_answer_is_named(self) -> None:
+        self.listen("git-http", b"HTTP/1.1 200 OK", pause=0.5)
+        status, said = self.check()
+        self.assertEqual(status, 1)
+        self.assertIn("unhealthy: git-http listens but does not answer: ", said)
 
     def test_a_server_that_answers_otherwise_is_named_with_its_answer(self) -> None:
         for answer in (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"", b"\xff"):

@@ -233,7 +233,7 @@ class Child(SupervisorTest):
         stray = os.open("/dev/null", os.O_RDONLY)
         self.close_later(stray)
         os.set_inheritable(stray, True)
-        sidecar_init._keep_standard_descriptors()  # as the program does first
+        sidecar_init._close_on_exec()  # as the program does first
         script = (
             "import os; print(os.getsid(0) == os.getpid(),"
             "os.readlink('/proc/self/fd/0'), sorted(os.listdir('/proc/self/fd')))"

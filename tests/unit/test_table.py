@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -365,11 +366,12 @@ class Script(TableTest):
         ended = self.run_script("--table", str(self.path))
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
         command, files = self.daemons(ended)
-        self.assertRegex(command, rf"^{sys.executable} -I -S /proc/self/fd/\d+$")
+        self.assertRegex(command, rf"^{sys.executable} -PSsE /proc/self/fd/\d+$")
         self.assertEqual(len(files), 4, f"the null device, the pipe twice, and what ls opens itself: {files}")
 
     def test_where_it_cannot_be_executed_it_goes_on_as_it_is(self) -> None:
-        for before in ("sys.executable = ''", "sys.executable = None", "sys.executable = '/nonexistent'"):
+        for path in ("", None, "/nonexistent", "/bin/sh"):  # Python looks for the name that it was started by
+            before = f"sys.executable = {path!r}"
             with self.subTest(before):
                 ended = self.run_script("--table", str(self.path), before=before)
                 self.assertEqual((ended.returncode, ended.stderr), (0, ""))
@@ -380,7 +382,32 @@ class Script(TableTest):
         home = {**os.environ, "SIDECAR_INIT_STATE_DIR": "", "PYTHONHOME": sys.base_prefix}
         ended = subprocess.run(command, capture_output=True, text=True, env=home)
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
-        self.assertRegex(self.daemons(ended)[0], rf"^{sys.executable} -S /proc/self/fd/\d+$")
+        self.assertRegex(self.daemons(ended)[0], rf"^{sys.executable} -PSs /proc/self/fd/\d+$")
+
+    def test_a_baked_file_of_another_name_takes_the_table_that_it_is_given(self) -> None:
+        baked, other = self.path.with_suffix(".pyc"), self.path.with_suffix(".other")
+        other.write_text('[[daemon]]\nname = "other"\nargv = ["true"]\n')
+        subprocess.run([sys.executable, MODULE, "bake", "--table", other, baked], check=True, capture_output=True)
+        command = [sys.executable, str(baked.rename(baked.with_suffix(""))), "--table", str(self.path)]
+        ended = subprocess.run(command, capture_output=True, text=True, env={"SIDECAR_INIT_STATE_DIR": ""})
+        self.assertIn("web started", ended.stdout)
+        self.assertNotIn("other", ended.stdout)
+
+    def test_what_the_supervisor_inherits_it_keeps(self) -> None:
+        """Such as a lock that is held for as long as it runs. A daemon gets none of it."""
+        lock = self.path.with_suffix(".lock")
+        self.path.write_text(
+            GOOD.replace('["true"]', f'["sh", "-c", "flock -n {lock} true || echo held; ls /proc/self/fd"]')
+        )
+        with open(lock, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            command = [sys.executable, "-ISB", str(MODULE), "--table", str(self.path)]
+            more: dict[str, Any] = {"env": {**os.environ, "SIDECAR_INIT_STATE_DIR": ""}, "pass_fds": [file.fileno()]}
+            running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **more)
+        said, _ = running.communicate()
+        self.assertIn("[web] held\n", said)
+        self.assertIn("[web] 3\n", said)
+        self.assertNotIn("[web] 4\n", said)
 
     def test_a_table_that_does_not_fit_the_memory_is_refused_in_one_line(self) -> None:
         self.path.write_text(GOOD + f"env = {{ A = '{'x' * (64 << 20)}' }}\n")
