@@ -52,6 +52,10 @@ class Found(unittest.TestCase):
     def test_a_reader_that_has_stalled_has_the_usual_grace_even_if_the_daemons_have_less(self) -> None:
         self.replay({"web": {"stop": {"grace": 0.5}}}, ["stall", "write web *~*~", "term", "deadline"])
 
+    def test_a_daemon_that_exits_after_it_was_given_up_counts_as_killed(self) -> None:
+        history = ["deny web", "deny db", "restart db", "deadline", "term", "wait 4"]
+        self.replay({"web": {}, "db": {}}, history)
+
 
 if __name__ == "__main__":
     unittest.main()

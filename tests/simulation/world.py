@@ -816,7 +816,7 @@ class World:
                 return  # it was on its way
             elif run:
                 code = run.code if run.code >= 0 else 128 - run.code
-                if run.is_up:
+                if run.is_up or not run.exit_is_told:  # given up
                     stopped.append(137)
                 elif run.stopped_at == FOREVER or run.was_reaped_first:
                     failures.append(code)
