@@ -56,6 +56,9 @@ class Found(unittest.TestCase):
         history = ["deny web", "deny db", "restart db", "deadline", "term", "wait 4"]
         self.replay({"web": {}, "db": {}}, history)
 
+    def test_a_stalled_log_may_lose_its_last_lines_even_if_the_last_status_cannot_be_written(self) -> None:
+        self.replay({"web": {}}, ["stall", "write web *~*~~~", "fail write_state 24", "int", "deadline"])
+
 
 if __name__ == "__main__":
     unittest.main()

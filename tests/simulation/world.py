@@ -718,6 +718,8 @@ class World:
         if all(seen.status.get("state") in over for seen in self.seen.values()):
             self.loses_lines |= not self.kernel.stdout.is_read
             return  # PID 1 only waits for the log's reader, and not for long
+        if self.loses_events and not self.kernel.stdout.is_read:  # and the status may not tell that it only waits
+            self.loses_lines |= shutdown_at is not None or not any(seen.is_up for seen in self.seen.values())
         if self.wanted_at is not None:
             self._demand(shutdown_at is not None or self.is_excused, "a request to shut down is ignored")
         if not self.loses_events:
