@@ -288,13 +288,16 @@ class _Supervisor:
             except Exception as error:  # PID 1 goes on: an unexpected error costs a line and a pause
                 _log_internal_error(self._log, error)
                 time.sleep(0.1)
-        now = self._clock()
-        deadline = max((self.shutdown_at or now) + _GRACE_SECONDS, now + 5 * _POLL_INTERVAL)
-        for daemon in self._daemons:  # log what did not fit before, and what remaining processes have written
-            self._log.wait(deadline)
-            daemon.output.drain(is_last=True)
-        self._log.say(f"exiting with status {self.exit_code()}")
-        self._log.close(deadline)
+        try:
+            now = self._clock()
+            deadline = max((self.shutdown_at or now) + _GRACE_SECONDS, now + 5 * _POLL_INTERVAL)
+            for daemon in self._daemons:  # log what did not fit before, and what remaining processes have written
+                self._log.wait(deadline)
+                daemon.output.drain(is_last=True)
+            self._log.say(f"exiting with status {self.exit_code()}")
+            self._log.close(deadline)
+        except Exception as error:  # it costs a part of the log, not the exit status
+            _log_internal_error(self._log, error)
         return self.exit_code()
 
     def _begin(self) -> None:

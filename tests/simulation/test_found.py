@@ -43,6 +43,12 @@ class Found(unittest.TestCase):
         """The loop looked at it again and again."""
         self.replay({"web": {"ready": True}}, ["fail fork 0", "wait 9"])
 
+    def test_an_error_while_the_last_lines_are_written_does_not_change_the_exit_status(self) -> None:
+        for error in (0, 12):  # a lack of memory, of Python's or the kernel's
+            history = ["stall", "write web *~*~", f"fail poll {error}", "exit web 7"]
+            with self.subTest(error):
+                self.replay({"web": {}}, history)
+
     # In those that follow, a rule was wrong, not the supervisor.
 
     def test_a_shutdown_leaves_a_reader_that_has_stalled_a_moment_when_all_is_over(self) -> None:
