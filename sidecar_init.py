@@ -72,7 +72,7 @@ _STEADY_SECONDS = 60.0  # after this uptime the backoff resets
 _CRASH_LOOP_EXITS = 5
 _TURN_SECONDS = 0.005  # a turn of the loop starts daemons for at most this long; then signals are handled
 
-_PAUSE_SECONDS, _PAUSE_BELOW = 0.00015, 32768  # after a turn with less output than this, so that the next finds more
+_PAUSE_SECONDS, _PAUSE_BELOW = 0.0001, 32768  # after a turn with less output than this, so that the next finds more
 _READ_SIZE = 65536  # larger reads go through mmap and page faults
 _PIPE_SIZE = 1 << 18  # of stdout, if the kernel allows: a whole read with its prefixes fits
 _LINE_LIMIT = 65536
