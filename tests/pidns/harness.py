@@ -523,6 +523,15 @@ class Bundle(Namespace):
         return self.until(there, seconds, f"event {kind} of {name}, {times} times")[-1]
 
 
+def open_files(pid: int) -> dict[int, str]:
+    """What the descriptors of a process lead to, without those that it closes meanwhile."""
+    found = {}
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(one.name)] = os.readlink(one)
+    return found
+
+
 class Process:
     """A look at a process from outside its namespace."""
 

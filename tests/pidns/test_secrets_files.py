@@ -12,7 +12,8 @@ from signal import SIGUSR2
 from typing import Any, ClassVar
 
 from tests.pidns.hardened import COMPOSE, DOCKER, OTHER, OWNER, TOKEN, AttackTestCase, HardenedBundle, attacker
-from tests.pidns.harness import PATIENCE, SLEEP, Bundle, child, daemon, quiet_for, shell
+from tests.pidns.harness import PATIENCE, SLEEP, Bundle, child, daemon, open_files, quiet_for, shell
+from tests.support import wait_until
 
 PRIVATE = f"printf {TOKEN} >/run/private; chown {OWNER} /run/private; chmod 600 /run/private"
 # A daemon that keeps what it is given, and is started again and again.
@@ -234,16 +235,17 @@ class OwnerTest(AttackTestCase):
         rows = [daemon("web", *SLEEP, user=OWNER, files=files, restart="always")]
         bundle = self.enter(HardenedBundle(rows, setup=self.SECRET, secrets={}))
         bundle.wait_for_state("web", "running")
-        folder = Path(f"/proc/{bundle.host_pid(bundle.daemon('web')['pid'])}/fd")
-        links = {int(one.name): one.readlink() for one in folder.iterdir()}
-        self.assertEqual(sorted(links), [0, 1, 2, 4, 6])
-        self.assertEqual({str(links[4]), str(links[6])}, {"/memfd:KEY (deleted)", "/memfd:LAST (deleted)"})
+        pid = bundle.host_pid(bundle.daemon("web")["pid"])
+        folder = Path(f"/proc/{pid}/fd")
+        # A program that was executed a moment ago may still be opening its libraries.
+        wait_until(lambda: sorted(open_files(pid)) == [0, 1, 2, 4, 6], PATIENCE, "these descriptors and no other")
+        links = open_files(pid)
+        self.assertEqual({links[4], links[6]}, {"/memfd:KEY (deleted)", "/memfd:LAST (deleted)"})
         for descriptor in (4, 6):
             about = (folder / str(descriptor)).stat()
             owner = Path(f"{folder.parent}/status").read_text().partition("Uid:\t")[2].split()[0]
             self.assertEqual((oct(about.st_mode & 0o7777), str(about.st_uid)), ("0o400", owner))
-        ours = [str(one.readlink()) for one in Path(f"/proc/{bundle.pid1}/fd").iterdir()]
-        self.assertEqual([one for one in ours if "memfd" in one], [])
+        self.assertEqual([path for path in open_files(bundle.pid1).values() if "memfd" in path], [])
 
 
 class OldKernelTest(AttackTestCase):

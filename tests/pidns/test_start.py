@@ -19,6 +19,7 @@ from tests.pidns.harness import (
     child,
     daemon,
     launcher,
+    open_files,
     shell,
 )
 from tests.support import MODULE, wait_until
@@ -84,7 +85,7 @@ class ScriptTest(NamespaceTestCase):
             bundle.wait_for_state("a", "running")
             command = Path(f"/proc/{bundle.pid1}/cmdline").read_text().split("\0")
             self.assertRegex(command[-2], r"^/proc/self/fd/\d+$")
-            opened = [os.readlink(fd) for fd in Path(f"/proc/{bundle.pid1}/fd").iterdir()]
+            opened = open_files(bundle.pid1).values()
             self.assertIn("/dev/null", opened)
             self.assertEqual([path for path in opened if "memfd" in path], [])
 
