@@ -75,7 +75,9 @@ class HttpCase(GateCase):
         is_over = threading.Event()
 
         def look() -> None:
-            while not is_over.wait(0.02):
+            is_last = False
+            while not is_last:
+                is_last = is_over.wait(0.02)  # a request that is refused at once is over before: look all the same
                 for process in self.http.family():
                     with contextlib.suppress(OSError, IndexError):
                         if whole_family or process.group == self.http.process.pid:
@@ -433,7 +435,7 @@ class Attacks(HttpCase):
                         client.sendall(b"%x\r\n%b\r\n" % (len(many), many))
                 with contextlib.suppress(ConnectionResetError):
                     self.assertIn(b"more branches and tags than GIT_GATE_PUSH_REFS=100 allows", client.recv(1 << 16))
-        self.assertLess(max(peaks.values(), default=0), old_peak)
+        self.assertLess(max(peaks.values()), old_peak)
         self.assert_serves()
 
     def test_gzip_with_something_behind_it_or_without_an_end_is_refused(self) -> None:
