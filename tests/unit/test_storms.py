@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import signal
 import socket
 import unittest
 from unittest import mock
@@ -23,6 +24,21 @@ class Rows(MachineTest):
         for _ in range(20):
             self.happen("turn")
         self.assertIn("job", self.system.started)
+
+
+class Status(MachineTest):
+    def test_it_waits_for_a_recorded_signal_but_not_for_ever(self) -> None:
+        self.supervise(_DaemonSpec("web", ["web"]))
+        self.happen("start")
+        state = self.supervisor._state
+        self.assertFalse(state.is_stale)
+        sidecar_init._recorded_signals[signal.SIGUSR2] = None  # one that each turn finds
+        state.touch()
+        self.supervisor.tick()
+        self.assertTrue(state.is_stale)
+        self.clock.now += 3 * sidecar_init._POLL_INTERVAL
+        self.supervisor.tick()
+        self.assertFalse(state.is_stale)
 
 
 class SmallWrites(UnitTest):
