@@ -2642,6 +2642,8 @@ def _start_over(program: CodeType) -> None:
 
 def _supervise() -> int:
     """Supervise until all daemons have exited."""
+    if __file__.startswith(_IN_MEMORY):
+        os.close(int(__file__.removeprefix(_IN_MEMORY)))  # `_start_over` has left it open
     _close_on_exec()
     inbox = _Inbox()
     inbox.open(len(_DAEMONS))
@@ -2663,8 +2665,6 @@ def _supervise() -> int:
 
 def _keep_standard_descriptors() -> None:
     """Open the null device for each of 0 to 2 that is closed."""
-    if __file__.startswith(_IN_MEMORY):
-        os.close(int(__file__.removeprefix(_IN_MEMORY)))
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         pass
     os.close(fd)

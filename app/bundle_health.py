@@ -68,12 +68,13 @@ def _wait_for_start() -> None:
 
 
 def _ask(port: int, request: bytes, size: int) -> bytes:
-    deadline, answer, piece = time.monotonic() + _SECONDS, b"", b"some"
+    deadline, answer = time.monotonic() + _SECONDS, b""
     with socket.create_connection(("127.0.0.1", port), timeout=_SECONDS) as server:
         server.sendall(request)
-        while piece and len(answer) < size:
+        while len(answer) < size:
             server.settimeout(max(deadline - time.monotonic(), 0.001))
-            piece = server.recv(size - len(answer))
+            if not (piece := server.recv(size - len(answer))):
+                break
             answer += piece
         return answer
 

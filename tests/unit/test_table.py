@@ -362,7 +362,7 @@ class Script(TableTest):
         super().setUp()
         self.path.write_text(f'[[daemon]]\nname = "web"\nargv = ["sh", "-c", {json.dumps(self.LOOK)}]\n')
 
-    def test_it_is_the_baked_program_that_supervises_and_it_closes_its_file(self) -> None:
+    def test_it_is_the_baked_program_that_supervises_and_a_daemon_gets_nothing_of_it(self) -> None:
         ended = self.run_script("--table", str(self.path))
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
         command, files = self.daemons(ended)
