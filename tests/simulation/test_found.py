@@ -65,6 +65,11 @@ class Found(unittest.TestCase):
     def test_a_stalled_log_may_lose_its_last_lines_even_if_the_last_status_cannot_be_written(self) -> None:
         self.replay({"web": {}}, ["stall", "write web *~*~~~", "fail write_state 24", "int", "deadline"])
 
+    def test_a_line_that_an_exit_cut_short_is_not_taken_for_what_the_next_process_writes(self) -> None:
+        """Where it was cut, only the line after it tells: both end in a part of a secret."""
+        history = ["stall", "write web **~", "write web *x<<", "exit web 0", "wait 2", "write web $>~"]
+        self.replay({"web": {"restart": "always"}}, history, old_kernel=True, secrets="web")
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.simulation.kernel import FOREVER, Kernel, Pipe, Process, Violation
@@ -39,10 +39,9 @@ class Lines:
     """What was written to a pipe, and how much of it has come out."""
 
     def __init__(self, pipe: Pipe) -> None:
-        self.pipe, self.raw, self.at, self.dropped = pipe, bytearray(), 0, 0
+        self.pipe, self.raw, self.dropped = pipe, bytearray(), 0
         self.cuts: set[int] = set()
-        self.may_have_ended = False  # the last line: with the newline that follows, or without one, before it
-        self.is_secret = False
+        self.places = {0}  # up to each of them, all may be out: only what follows tells where a line was cut
         pipe.lines = self.raw.extend
 
     def cut(self) -> None:
@@ -51,25 +50,22 @@ class Lines:
 
     def take(self, line: bytes) -> bool:
         """Whether this line is the next one."""
-        could_have_ended, self.may_have_ended = self.may_have_ended, False
-        if self._take(line):
-            return True
-        if could_have_ended:
-            self._advance(self.at - self.dropped + 1)
-        return could_have_ended and self._take(line)
+        ends = {end for place in self.places for end in self._ends(place, line)}
+        if ends:
+            self.places = ends
+            self._forget(min(ends))
+        return bool(ends)
 
-    def _take(self, line: bytes) -> bool:
-        start = self.at - self.dropped
-        end = self.raw.find(b"\n", start)
-        expected = bytes(self.raw[start : end if end >= 0 else len(self.raw)])
-        if end >= 0 and self._equal(expected, line):
-            self.may_have_ended = bool(expected) and end + self.dropped in self.cuts
-            self._advance(end if self.may_have_ended else end + 1)
-            return True
-        for cut in sorted(self.cuts):
-            if self.at < cut and self._equal(expected[: cut - self.at], line) and cut - self.at <= len(expected):
-                self._advance(cut - self.dropped)
-                return True
+    def _ends(self, place: int, line: bytes) -> Iterator[int]:
+        """Where this line may end if it begins here."""
+        start = place - self.dropped
+        newline = self.raw.find(b"\n", start)
+        expected = bytes(self.raw[start : newline if newline >= 0 else len(self.raw)])
+        if newline >= 0 and self._equal(expected, line):
+            yield place + len(expected) + 1
+        for cut in self.cuts:
+            if place < cut <= place + len(expected) and self._equal(expected[: cut - place], line):
+                yield cut
         words, out = b"".join(_TEXT.findall(expected)), b"".join(_TEXT.findall(line.replace(_REDACTED, b"")))
         if len(line) > LINE_LIMIT - len(SECRET) and words.startswith(out):  # what is longer is split
             size = 0
@@ -77,15 +73,15 @@ class Lines:
                 taken = min(len(out) - size, len(word[0]))
                 size += taken
                 if size == len(out):
-                    self._advance(start + word.start() + taken)
-                    return True
-        return False
+                    yield place + word.start() + taken
+                    return
 
-    def _advance(self, to: int) -> None:
-        self.at = self.dropped + to
-        if to > 1 << 16:
-            del self.raw[:to]
-            self.dropped += to
+    def _forget(self, before: int) -> None:
+        """What nothing can begin with any more."""
+        if before - self.dropped > 1 << 16:
+            del self.raw[: before - self.dropped]
+            self.dropped = before
+        self.cuts = {cut for cut in self.cuts if cut > before}
 
     @staticmethod
     def _equal(expected: bytes, line: bytes) -> bool:
@@ -94,8 +90,12 @@ class Lines:
         )
 
     @property
+    def has_left(self) -> bool:
+        return min(self.places) < self.dropped + len(self.raw)
+
+    @property
     def is_all_out(self) -> bool:
-        return not self.pipe.data and self.raw.find(b"\n", self.at - self.dropped + self.may_have_ended) < 0
+        return not self.pipe.data and self.raw.find(b"\n", max(self.places) - self.dropped) < 0
 
 
 class Run:
@@ -515,7 +515,7 @@ class World:
             if command == seen.name:
                 seen.lines = lines
             elif command.startswith("check-"):
-                seen.check_lines = [one for one in seen.check_lines if one.at < one.dropped + len(one.raw)] + [lines]
+                seen.check_lines = [*(one for one in seen.check_lines if one.has_left), lines]
         if self.obey and command == seen.name and command not in self.stubborn:
             process.ignores = {signal.SIGHUP}
         else:
@@ -710,7 +710,7 @@ class World:
         if shutdown_at is not None:
             grace = max(self._grace(seen, GRACE) for seen in self.seen.values())
             self._demand(now <= shutdown_at + self._longest(grace), "the shutdown does not come to an end")
-        taken = sum(seen.lines.pipe.taken - seen.lines.at for seen in self.seen.values() if seen.lines)
+        taken = sum(seen.lines.pipe.taken - max(seen.lines.places) for seen in self.seen.values() if seen.lines)
         is_bounded = taken <= BUFFER_LIMIT + 3 * LINE_LIMIT * len(self.seen)
         self._demand(is_bounded or self.loses_lines, f"{taken} bytes are buffered")  # what is lost is counted as taken
         # Those that wait for a oneshot that has failed do not keep PID 1 up.
