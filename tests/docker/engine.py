@@ -259,11 +259,11 @@ class Bundle(Container):
 
     def users(self) -> dict[int, int]:
         """Process -> uid, of PID 1 and its descendants: what `docker exec` starts has no parent inside."""
-        look = "exec awk '/^(PPid|Uid):/ { print FILENAME, $2 }' /proc/[0-9]*/status"
+        look = "exec grep -sE '^(PPid|Uid):' /proc/[0-9]*/status"  # unlike awk, it goes on if one has exited
         values: dict[int, list[int]] = {}
         for line in self.exec("sh", "-c", look, check=False).stdout.splitlines():
-            path, value = line.split()
-            values.setdefault(int(path.split("/")[2]), []).append(int(value))
+            path, _, value = line.split(":", 2)
+            values.setdefault(int(path.split("/")[2]), []).append(int(value.split()[0]))
         return {pid: uid for pid, (parent, uid) in values.items() if parent or pid == 1}
 
     def pids(self) -> dict[str, int]:
