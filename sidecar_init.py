@@ -7,12 +7,12 @@ secrets from the others, and shuts everything down cleanly. One file, standard l
     while not self.tick(self._time_to_next_deadline()):    # sleeps in poll until something happens
         pass
 
-In one turn of the loop whole lines go from the daemons' pipes to the log, children that exited are reaped, recorded
-signals are acted on, daemons whose deadline has passed move on, and the status is written if it changed. Each daemon
-is a generator: `_Daemon._whole_story` reads from its first start to its last stop, and waits at every `yield`.
+One turn of the loop moves whole lines from the daemons' pipes to the log, reaps exited children, acts on recorded
+signals, advances daemons whose deadline has passed, and writes the status if it changed. Each daemon is driven by a
+generator, `_Daemon._whole_story`, which runs from its first start to its last stop and waits at every `yield`.
 
 The core comes first: tunables, table and rules, supervisor, daemon, log, launcher, signals, state. It ends at the line
-"end of the core". What its objects need of the kernel, the table file and the commands follow.
+"end of the core". The classes that it uses, the table file and the commands follow.
 
 Signals to PID 1:
 
@@ -44,12 +44,12 @@ else:
 
 
 def _asks_to_supervise(words: list[str]) -> bool:
-    """Whether there is nothing on the command line, or a table alone."""
+    """Whether the command line is empty, or names only a table."""
     return words[:-1] == ["--table"] or (len(words) < 2 and all(word.startswith("--table=") for word in words))
 
 
 if __name__ == "__main__" and _asks_to_supervise(sys.argv[1:]):
-    # Before all else: a signal that PID 1 neither blocks nor handles is lost. What is blocked waits for `_Inbox.open`.
+    # First, because a signal that PID 1 neither blocks nor handles is lost. Blocked ones wait for `_Inbox.open`.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 import errno, fcntl, os, resource, select, stat, struct, time  # noqa: E401, E402, I001
@@ -61,7 +61,7 @@ __version__ = "1.1.0"
 _GRACE_SECONDS = 8.0  # from the request to shut down until KILL; Docker itself waits 10 s
 _RESTART_GRACE_SECONDS = 5.0
 _GIVE_UP_SECONDS = 2.0  # after KILL; what remains then are zombies whose parent never reaps them
-_POLL_INTERVAL = 0.05  # how often a starting daemon's port is looked at, and a group whose leader has exited
+_POLL_INTERVAL = 0.05  # how often to check a starting daemon's port, and a group whose leader has exited
 _AFTER_SECONDS = 10.0  # for the daemons in `after` to become ready
 _EXEC_SECONDS = _CHECK_SECONDS = 10.0
 _READY_SECONDS = 5.0  # for one try of a readiness command
@@ -78,11 +78,11 @@ _PIPE_SIZE = 1 << 18  # of stdout, if the kernel allows: a whole read with its p
 _LINE_LIMIT = 65536
 _LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on write
 _LOG_RESERVE = 1 << 18  # on top of that: for the last lines of exited daemons, and for the supervisor's own
-_LAST_LINES_SIZE = 4096  # of output, for the event of an exit
+_LAST_LINES_SIZE = 4096  # bytes of output that the event of an exit may include
 _EVENTS_LIMIT = 1 << 20
 _FILE_LIMIT, _SECRET_LIMIT = 1 << 20, 1 << 16
 _STATE_DIRECTORY = "/run/sidecar-init"
-_FIRST_ROW_SIGNAL = 34  # whatever libc calls it: this is what `docker kill --signal RTMIN` means
+_FIRST_ROW_SIGNAL = 34  # what `docker kill --signal RTMIN` sends, whatever libc calls SIGRTMIN
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class _DaemonSpec:
         self.cwd, self.env = cwd, dict(env or {})
         self.files = dict(files or {})  # variable: the file whose contents it gets as a descriptor, 3 and up
         self.capabilities = tuple(capabilities)  # those that it keeps, if the supervisor is root
-        self.prefix = prefix  # False: its lines pass without "[name] "
+        self.prefix = prefix  # False: its lines are logged without "[name] "
 
     def __setattr__(self, field: str, value: object) -> None:
         if hasattr(self, field):
@@ -158,7 +158,7 @@ def _env_for_daemon(name: str, base_env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _secret_in_file(variable: str) -> str:
-    """X if `variable` is X_FILE, the path of a file that holds the secret X; else nothing."""
+    """X if `variable` is X_FILE, the path of a file that holds the secret X; else an empty string."""
     if not variable.endswith("_FILE") or variable in _SECRETS:
         return ""
     name = variable.removesuffix("_FILE")
@@ -191,7 +191,7 @@ class _Supervisor:
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
         """One entry per daemon, in table order: its current process, or its last.
 
-        If there never was one, its pid is 0 and its returncode is why: 126 or 127, or None before the first try.
+        If there never was one, its pid is 0, and its returncode is 126 or 127 if it cannot be started, else None.
         """
         return [(one.spec, one.process or _Process(0, one.history.outcome[-1] or None)) for one in self._daemons]
 
@@ -201,9 +201,9 @@ class _Supervisor:
         return self._shutdown.at if self._shutdown else None
 
     def start_all(self) -> None:
-        """Start the daemons that need not wait for others; returns when they are executed, or after 1 s.
+        """Start the daemons that need not wait for others; return when they are executed, or after 1 s.
 
-        It reaps nothing: an exit before the first `tick` is seen by that, or by a request to shut down.
+        This does not reap: the first `tick`, or a request to shut down, notices an earlier exit.
         """
         self._begin()
         deadline = time.monotonic() + 1
@@ -215,7 +215,7 @@ class _Supervisor:
         self._log.flush()
 
     def tick(self, timeout: float = 0.0) -> bool:
-        """One turn of the loop; sleeps for `timeout` at most. True when nothing more can happen."""
+        """Run one turn of the loop; sleep for at most `timeout`. True when nothing more can happen."""
         readable = self._sleep(timeout)
         self._launcher.reports.take_turns()
         self._pipes.take_turns(self._log.has_room)
@@ -231,7 +231,7 @@ class _Supervisor:
         self._log.flush()
         if self._state.is_stale:
             self._end_if_essential()
-            # While there is more to do at once, the status waits a little: to write it takes longer than all the rest.
+            # While more work is due, delay the status a little: writing it takes longer than all the rest.
             self._write_by = min(self._write_by, self._clock() + (2 * _POLL_INTERVAL if is_behind else 0.0))
         is_done = self._is_done()
         if is_done or self._clock() >= self._write_by:
@@ -243,7 +243,7 @@ class _Supervisor:
         if self._shutdown:
             return
         try:
-            self._reap()  # what exited before the request has failed on its own, even if no turn has noticed it yet
+            self._reap()  # an exit before the request is the daemon's own, even if no turn has noticed it yet
         finally:
             self._shutdown = _StopOrder(self._clock(), is_shutdown=True)
             for daemon in self._daemons:
@@ -257,9 +257,9 @@ class _Supervisor:
         return daemon is not None and daemon.forward(sig)
 
     def restart_daemon(self, name: str, *, grace: float = _RESTART_GRACE_SECONDS) -> bool:
-        """Restart in place and wait for the exec. False: unknown name, shutting down, or refused by check or start.
+        """Restart in place; wait for the exec. False: unknown name, shutting down, or the check or start failed.
 
-        The table's `stop.grace` applies unless another `grace` than the default is given.
+        The table's `stop.grace` applies unless `grace` differs from the default.
         """
         daemon = self._restart(name, None if grace == _RESTART_GRACE_SECONDS else grace)
         if not daemon:
@@ -270,16 +270,16 @@ class _Supervisor:
         return history.answered == history.asked and not history.is_refused
 
     def exit_code(self) -> int:
-        """That of the essential daemon that ended the container; otherwise the worst of those that failed on their own
-        and were not restarted; otherwise the worst of those that the shutdown stopped.
+        """The status of the essential daemon that ended the container; otherwise the worst of the daemons that failed
+        on their own and were not restarted; otherwise the worst of those that the shutdown stopped.
         """
         worst = max((daemon.history.outcome for daemon in self._daemons), default=(0, 0, 0))
         return worst[-1] if self._fatal_status is None else self._fatal_status
 
     def run(self) -> int:
-        """Called once by the program: start everything; return the exit code when all of it has exited."""
+        """Start everything; return the exit code when all daemons have exited. The program calls this once."""
         self._launcher.guard()
-        self._sleep(0)  # if poll is denied, that must show before the first child
+        self._sleep(0)  # if poll is denied, fail now, before the first child
         self._begin()
         is_done = False
         while not is_done:
@@ -305,7 +305,7 @@ class _Supervisor:
             daemon.begin([self._by_name[name] for name in daemon.spec.after if name in self._by_name])
 
     def _sleep(self, timeout: float) -> list[int]:
-        """Sleep until a descriptor can be used or a signal comes; return those that can be used."""
+        """Sleep until a descriptor is ready or a signal arrives; return the ready descriptors."""
         if self._may_pause and timeout > _PAUSE_SECONDS:
             time.sleep(_PAUSE_SECONDS)  # a daemon that writes line by line would wake PID 1 for each line
         poll = select.poll()
@@ -317,7 +317,7 @@ class _Supervisor:
         if self._log.backlog:
             poll.register(self._log.fd, select.POLLOUT)
         milliseconds = None if timeout == _NEVER else min(timeout, 3600) * 1000
-        # A signal that interrupts poll at its timeout makes it return nothing: a second look finds what came with it.
+        # If a signal interrupts poll at its timeout, poll returns nothing; a second poll finds what came with it.
         return [fd for fd, _ in poll.poll(milliseconds) or poll.poll(0)]
 
     def _reap(self) -> None:
@@ -362,7 +362,7 @@ class _Supervisor:
         return daemon
 
     def _find(self, name: str, refusal: str) -> _Daemon | None:
-        """The daemon; None if it cannot take a request, which is then logged."""
+        """The daemon; None, with a line in the log, if it cannot take a request."""
         if not self._shutdown and name in self._by_name:
             return self._by_name[name]
         self._log.say(f"{refusal}: {'the supervisor is shutting down' if self._shutdown else 'it is not selected'}")
@@ -384,7 +384,7 @@ class _Supervisor:
         for daemon in list(self._due):
             del self._due[daemon]
             daemon.advance()
-            if self._clock() > now + _TURN_SECONDS:  # the others have their turn when signals have had theirs
+            if self._clock() > now + _TURN_SECONDS:  # the others wait for the next turn, after its signals
                 break
         self._launcher.ports.forget()  # the next turn asks the kernel again
         return bool(self._due)
@@ -430,7 +430,7 @@ class _StopOrder(Exception):
         self.at, self.grace, self.is_shutdown = at, grace, is_shutdown
 
     def kill_at(self, spec: _DaemonSpec) -> float:
-        """Computed each time: tests change _GRACE_SECONDS, and a second SIGINT sets `grace` to 0."""
+        """When to send KILL. Not stored: tests change _GRACE_SECONDS, and a SIGINT in a shutdown sets `grace` to 0."""
         usual = _GRACE_SECONDS if self.is_shutdown else _RESTART_GRACE_SECONDS
         return self.at + next(grace for grace in (self.grace, spec.stop_grace, usual) if grace is not None)
 
@@ -438,15 +438,15 @@ class _StopOrder(Exception):
 class _Daemon:
     """One daemon: its state, its process, its story. `_enter` is the only writer of state and deadline.
 
-    The story gets no events. After each wait it checks its process, the clock, and whether a restart was requested
-    (what `yield` returns); so it cannot miss an event, or get one in a state that cannot take it.
+    The story receives no events. After each wait it checks its process, the clock, and whether a restart was requested
+    (what `yield` returns). So it cannot miss an event, or receive one in a state that cannot handle it.
     """
 
     def __init__(self, spec: _DaemonSpec, clock: _Clock, launcher: _Launcher, log: _Log, state: _State, pipes: _Watch):
         self.spec, self.clock, self._launcher, self._log = spec, clock, launcher, log
         self.state, self.deadline = _WAITING, _NEVER
         self.process: _Process | None = None
-        self.output = _Output(spec, log, pipes)  # one pipe for all its processes: it never ends
+        self.output = _Output(spec, log, pipes)  # one pipe for all its processes, so no exit closes it
         self.history = _History(spec, clock, log, state)
         self._shutdown: _StopOrder | None = None
         self._story = self._whole_story([], 0.0)
@@ -488,7 +488,7 @@ class _Daemon:
             return
         except StopIteration:
             if self.state == _STOPPED:
-                return  # if not, another error ended it
+                return  # otherwise an earlier error ended the story
         except Exception as error:
             _log_internal_error(self._log, error)
         self.history.answer(f"cannot restart {self.spec.name}: internal error", is_refused=True)
@@ -518,7 +518,7 @@ class _Daemon:
         return is_asked or (yield from self._pause(*after))
 
     def _wait_for(self, others: list[_Daemon], begin_at: float) -> _Part[bool]:
-        """Wait until all others have been ready once: for 10 s, or without a limit if a oneshot is among them."""
+        """Wait until all others have been ready once; 10 s at most, or without a limit if a oneshot is among them."""
         give_up_at = _NEVER
         order = yield self._enter(_WAITING, begin_at)
         while not order and self.clock() < begin_at:
@@ -559,7 +559,7 @@ class _Daemon:
         except _CannotStart as problem:
             self.process = before
             if problem.status is None and not self.history.starts:
-                self.output.close()  # descriptors may be what is missing
+                self.output.close()  # this frees descriptors, in case they have run out
             delay = self.history.not_started(problem)
             return (_FAILED, _NEVER) if delay is None else (_BACKOFF, self.clock() + delay)
         self.output.lines.last_lines = b""
@@ -567,7 +567,7 @@ class _Daemon:
         return None
 
     def _serve(self, process: _Process) -> _Part[_Pause | _StopOrder]:
-        """Watch the process until it exits, or until a restart may stop it: returns what comes after that."""
+        """Watch the process until it exits, or until a restart may stop it. Returns what to do then."""
         readiness = _Readiness(self, process, self._launcher.ports)
         try:
             while process.returncode is None:
@@ -685,7 +685,7 @@ class _Daemon:
 
     @property
     def problem(self) -> str:
-        """Why it is down for good, or crash-looping; empty if it is not."""
+        """Why it is down for good, or crash-looping; empty if it is neither."""
         is_down = self.state in (_EXITED, _FAILED) and not (self.spec.oneshot and not self.history.outcome[-1])
         return "is crash-looping" if self.history.is_crash_looping else self.history.reason if is_down else ""
 
@@ -699,8 +699,8 @@ class _Daemon:
 class _Log:
     """The container's log: whole lines to stdout, without ever waiting for its reader.
 
-    What cannot be written yet is in `_buffer`. What can never be written because stdout is broken, or because the
-    supervisor has more to say than fits, is dropped and counted.
+    Output that cannot be written yet stays in `_buffer`. If stdout is broken, or if there is no room for a message of
+    the supervisor's own, the lines are dropped and counted.
     """
 
     def __init__(self, fd: int, secrets: _Secrets) -> None:
@@ -749,7 +749,7 @@ class _Log:
     def flush(self) -> None:
         """Write what can be written without waiting."""
         try:
-            # If a write may block, poll is asked first: what it calls writable takes 4 KiB.
+            # If a write may block, ask poll first: a descriptor that it reports as writable accepts 4 KiB.
             while self._buffer and (not self._may_block or self._poll.poll(0)):
                 written = os.write(self.fd, self._buffer[:4096] if self._may_block else self._buffer)
                 self._is_mid_line = self._buffer[written - 1] != 10
@@ -788,7 +788,7 @@ class _Log:
 
 
 class _Launcher:
-    """Starts commands. What needs a path, a service or a library is opened once, before the first child."""
+    """Starts commands. Everything that needs a path, a service or a library is opened once, before the first child."""
 
     def __init__(self, specs: Sequence[_DaemonSpec], log: _Log, state: _State, clock: _Clock) -> None:
         self._clock, self._log, self._kernel, self._accounts = clock, log, _Kernel(), _read_accounts()
@@ -812,12 +812,12 @@ class _Launcher:
         """Fork a child that executes the command. `owner` is advanced when that succeeds or fails, and at the exit."""
         account, report, childs_end = _account_of(spec, self._accounts, self._log), -1, -1
         files: list[int] = []
-        # Before Linux 6.9 a group is known by its ID, which this child may get if the group is empty: look before.
+        # Before Linux 6.9 a group is signalled by its ID. This child may get the ID of an empty group, so check now.
         self._reaped = [one for one in self._reaped if one.signal_group(0)]
         # A signal that came between fork and exec would run PID 1's handlers in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            step = "prepare what it gets"
+            step = "prepare its environment and files"
             environ = self._inputs.prepare(spec, account, files)
             step = "list the listening sockets"
             old_sockets = self.ports.sockets(spec.port) if spec.port else frozenset()
@@ -860,16 +860,16 @@ class _Launcher:
         self, spec: _DaemonSpec, argv: Sequence[str], environ: Mapping[str, str], output: int, account: _Account | None,
         files: Sequence[int], report: int,
     ) -> NoReturn:  # fmt: skip
-        """The child's part of `start`: every step works, or the command is not executed.
+        """The child's part of `start`: every step succeeds, or the command is not executed.
 
         It gets its own session, the null device as stdin, `output` as stdout and stderr, `files` and no other
-        descriptor, default dispositions, an empty mask, no core dumps, no way to any privilege, and its account.
+        descriptor, default dispositions, an empty mask, no core dumps, no way to gain privileges, and its account.
         """
         step, kept = "prepare its process", spec.capabilities if os.geteuid() == 0 else ()
         try:
             os.setsid()
             _offer_to_oom_killer(self._kernel.proc)
-            above = 3 + len(files)  # out of the way of each other
+            above = 3 + len(files)  # so that no dup2 below overwrites a source
             report, *sources = (
                 fd if fd < 0 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
                 for fd in (report, self._null, output, output, *files)
@@ -923,7 +923,7 @@ class _Inbox:
         self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def open(self, rows: int) -> None:
-        """Called once by the program, before the first child."""
+        """Install the handlers, then unblock all signals. The program calls this once, before the first child."""
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in (*_HANDLED_SIGNALS, *range(_FIRST_ROW_SIGNAL, min(_FIRST_ROW_SIGNAL + rows, 65))):
             if number in signal.valid_signals():  # musl keeps 34 for itself
@@ -931,12 +931,12 @@ class _Inbox:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def take(self, readable: Sequence[int]) -> list[int]:
-        """The signals since the last time, each once, in order."""
+        """The signals since the last call, each once, in order."""
         if self.fd not in readable:
             return []
         os.read(self.fd, _READ_SIZE)
         taken = list(_recorded_signals)
-        for number in taken:  # one that comes again before this is merged with it: nothing has been done for it yet
+        for number in taken:  # a repeat before this is merged with the first: nothing has been done for that yet
             del _recorded_signals[number]
         return taken
 
@@ -964,7 +964,7 @@ class _State:
         self._is_failing = False
 
     def touch(self, daemon: str | None = None) -> None:
-        """Something visible has changed."""
+        """Note that something visible has changed."""
         self.must_recheck = self.is_stale = True
         if daemon:
             self._stale.add(daemon)
@@ -998,11 +998,11 @@ class _State:
             self._is_failing = True
 
 
-# -- end of the core: what its objects need follows --------------------------------------------------------------------
+# -- end of the core: the classes that it uses follow ------------------------------------------------------------------
 
 
 class _CannotStart(Exception):
-    """Why a command does not start. `status` is a shell's; None if trying again may help."""
+    """Why a command does not start. `status` is as in a shell; None if trying again may help."""
 
     _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY)
 
@@ -1013,7 +1013,7 @@ class _CannotStart(Exception):
 
 
 class _Process:
-    """One child: what `subprocess.Popen` has (pid, returncode, poll), how to signal it, and how far its daemon got."""
+    """One child: pid, returncode and poll as in `subprocess.Popen`, how to signal it, and how far its start got."""
 
     def __init__(self, pid: int, returncode: int | None = None, *, report: int = -1, started_at: float = 0.0) -> None:
         self.pid, self.returncode = pid, returncode
@@ -1021,9 +1021,9 @@ class _Process:
         self.old_sockets: frozenset[int] = frozenset()  # those that listened on its port before it was started
         self.is_ready = False
         self.stopped_by = 0  # the last signal that was sent to stop it
-        self.is_out_of_reach = False  # it may not be signalled
-        self.is_group_gone = False  # seen empty, or given up: its ID may belong to another one now
-        self.report = report  # closed by exec; what comes out of it before is the reason why there was none
+        self.is_out_of_reach = False  # the kernel refuses to signal it
+        self.is_group_gone = False  # seen empty, or given up: its ID may belong to another group now
+        self.report = report  # a pipe that exec closes; if the exec fails, it carries the reason
         self.problem: _CannotStart | None = None
         self._pidfd = -1
         if pid and returncode is None:
@@ -1043,7 +1043,7 @@ class _Process:
         return self.report < 0 and self.problem is None
 
     def read_report(self) -> None:
-        """Called when there is something to read, or the child has exited."""
+        """Read why there was no exec, if so; called when the pipe is readable or the child has exited."""
         number, _, step = os.read(self.report, 4096).decode("utf-8", "replace").partition(" ")
         if number:
             self.problem = _CannotStart(step, int(number) if number.isdecimal() else errno.EINVAL)
@@ -1051,7 +1051,7 @@ class _Process:
         self.report = -1
 
     def poll(self) -> int | None:
-        """The returncode. An exit is seen without reaping, so that the loop still sees it."""
+        """The returncode. This does not reap, so that the loop still sees the exit."""
         if self.returncode is None and self.pid:
             try:
                 end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -1062,7 +1062,7 @@ class _Process:
         return self.returncode
 
     def signal(self, number: int) -> str:
-        """Signal the process itself. Returns why that is not possible; nothing if it was delivered."""
+        """Signal the process itself. Returns why that failed; empty if the signal was delivered."""
         try:
             self._send(number, 0)
         except OSError as error:
@@ -1070,7 +1070,7 @@ class _Process:
         return ""
 
     def signal_group(self, number: int) -> bool:
-        """Signal all processes of its group. False if there are none; from then on nothing is signalled."""
+        """Signal all processes of its group. False if there are none; the group is then never signalled again."""
         try:
             if not self.is_group_gone:
                 self._send(number, _PIDFD_SIGNAL_PROCESS_GROUP)
@@ -1091,7 +1091,7 @@ class _Process:
                 return
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
-                raise  # else: before Linux 6.9 for a group, or a filter forbids it
+                raise  # otherwise the kernel is older than 6.9 (for a group), or a filter forbids it
         if flags:
             os.killpg(self.pid, number)
         elif self.returncode is None:
@@ -1099,7 +1099,7 @@ class _Process:
 
     def stop(self, number: int, to: str) -> None:
         self.stopped_by = number
-        for each in (number, signal.SIGCONT):  # one that is suspended takes its signal when it continues
+        for each in (number, signal.SIGCONT):  # a suspended process handles its signal only when it continues
             self.signal(each) if to == "leader" else self.signal_group(each)
 
     def kill(self) -> None:
@@ -1142,7 +1142,7 @@ class _Attempt:
 
 
 class _Readiness:
-    """Whether a daemon is ready: its port, its readiness command, or both; without either, once it was executed."""
+    """Decides if a daemon is ready: by its port, its readiness command, or both; by default once it is executed."""
 
     def __init__(self, daemon: _Daemon, process: _Process, ports: _Ports) -> None:
         self._daemon, self._process, self._ports = daemon, process, ports
@@ -1150,8 +1150,8 @@ class _Readiness:
         self._awaited += [self._command()] if daemon.spec.ready else []
 
     def look(self) -> float:
-        """Returns when to look again."""
-        if self._process.is_ready or self._daemon.spec.oneshot:  # that is ready when it has exited with 0
+        """Check readiness. Returns when to check again."""
+        if self._process.is_ready or self._daemon.spec.oneshot:  # a oneshot is ready when it has exited with 0
             return _NEVER
         look_at = min((next(awaited, _NEVER) for awaited in self._awaited), default=_NEVER)
         if look_at == _NEVER:
@@ -1163,7 +1163,7 @@ class _Readiness:
             awaited.close()
 
     def _port(self) -> Generator[float, None, None]:
-        """Ends when a socket listens that did not before the process was started."""
+        """Ends when a socket listens that did not listen before the process was started."""
         port, said = self._daemon.spec.port or 0, ""
         while True:
             try:
@@ -1173,11 +1173,11 @@ class _Readiness:
                 problem = f"another process holds port {port}" if sockets else ""
             except OSError as error:
                 problem = f"listening sockets cannot be read: {error.strerror}"
-            if problem not in ("", said):  # once: the readiness command has its own reasons
+            if problem not in ("", said):  # only once: it must not alternate with the readiness command's reason
                 said = problem
                 self._daemon.history.explain(f"is not ready: {problem}")
             now = self._daemon.clock()
-            yield now - now % self._ports.interval + self._ports.interval  # all look in one turn of the loop
+            yield now - now % self._ports.interval + self._ports.interval  # so that all check in one turn of the loop
 
     def _command(self) -> Generator[float, None, None]:
         """Ends when the readiness command has exited with 0."""
@@ -1201,7 +1201,7 @@ class _Readiness:
 
 
 class _History:
-    """What is kept of a daemon beyond one process, and how the log, the events and the status report it."""
+    """What is remembered of a daemon across its processes, and how the log, the events and the status report it."""
 
     def __init__(self, spec: _DaemonSpec, clock: _Clock, log: _Log, state: _State) -> None:
         self._spec, self._name, self._clock, self._log, self._state = spec, spec.name, clock, log, state
@@ -1211,10 +1211,10 @@ class _History:
         self.was_ready = False
         self.reason = ""  # why it waits, is not ready, or is down
         self.last_exit: str | None = None
-        # For the exit code, the greatest of all daemons counts: whether it failed on its own, whether it was killed by
-        # the shutdown (137 is worse than any status that a daemon chose), and its status.
+        # Failed on its own, killed by the shutdown, status. The greatest of all daemons' triples decides the exit code:
+        # when the shutdown kills a daemon, that 137 is worse than any status that a daemon chose.
         self.outcome = (0, 0, 0)
-        self.asked = self.answered = 0  # requests to reload it, and how many of them the answer is for
+        self.asked = self.answered = 0  # requests to reload it, and how many of them were answered
         self._answer, self.is_refused = "", False
 
     @property
@@ -1296,7 +1296,7 @@ class _History:
         self.report("ready", what, seconds=round(uptime, 3))
 
     def reset_backoff(self, process: _Process) -> float:
-        """Reset the backoff if the uptime is enough. Returns when it will be; never if there is nothing to reset."""
+        """Reset the backoff after enough uptime. Returns when that will be; never if there is nothing to reset."""
         steady_at = process.started_at + _STEADY_SECONDS
         if self.exits and self._clock() >= steady_at:
             self.exits = 0
@@ -1306,7 +1306,7 @@ class _History:
     def exited(self, process: _Process, delay: float | None, last_lines: bytes, counter: _OomCounter) -> None:
         self._pid = process.pid  # a shutdown can come before its start was noticed
         code, uptime = process.returncode or 0, self._clock() - process.started_at
-        if not process.stopped_by:  # it counts until it is started again
+        if not process.stopped_by:  # this counts until the next start
             self.outcome = (int(code != 0), 0, _shell_status(code))
         is_killed_by_others = code == -signal.SIGKILL and process.stopped_by != signal.SIGKILL
         oom = counter.has_counted() if is_killed_by_others else False
@@ -1382,7 +1382,7 @@ class _Output:
         return _Output(self._spec, self._log, self._pipes, is_silent=is_silent)
 
     def writer(self) -> int:
-        """The end to write to; the pipe is made at the first start."""
+        """The write end; the pipe is created at the first start."""
         self._put(self.lines.finish())  # what an earlier process may have left while the log was full
         if self._ends is None:
             reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -1397,7 +1397,7 @@ class _Output:
         return self._ends[1]
 
     def drain(self, *, is_last: bool = False) -> None:
-        """Read what an exited process has written; another that goes on writing is not waited for."""
+        """Read what an exited process has written, without waiting for others that go on writing."""
         budget = _LOG_LIMIT
         while self._ends and budget > 0 and self._log.has_room(_LOG_RESERVE // 2):  # the other half is for messages
             size = self._read()
@@ -1436,18 +1436,18 @@ class _Lines:
     def __init__(self, prefix: bytes, secrets: _Secrets, daemon: str = "", *, has_files: bool = False) -> None:
         self._prefix, self._secrets, self._daemon = prefix, secrets, daemon
         self._tail = b""  # what came after the last newline
-        self._rest = b""  # of a secret whose beginning ended the last line
+        self._rest = b""  # the rest of a secret whose beginning ended the last line
         self._keeps_last_lines = not (has_files or secrets.belong_to(daemon))
         self.last_lines = b""  # for the events, which every daemon can read; empty if the daemon has secrets or files
 
     def feed(self, chunk: bytes) -> bytes:
-        """What can be written now that `chunk` was read."""
-        if self._rest:  # a process that the daemon has left behind may go on where it was cut off
+        """Take a chunk that was read; return the lines that can be written now."""
+        if self._rest:  # a process that the daemon left behind may go on in the middle of a secret
             chunk, self._rest = self._secrets.without_rest(chunk, self._rest)
         data, newline = self._tail + chunk, b""
         end = data.rfind(b"\n") + 1
         if not end and len(data) > _LINE_LIMIT + self._secrets.overlap:
-            # What stays is longer than any secret that may be unfinished in it; it is redacted when it is whole.
+            # The tail is longer than any secret that may be unfinished at its end; that is redacted once it is whole.
             end, newline = self._secrets.cut(data, _LINE_LIMIT), b"\n"
         self._tail = data[end:]
         return self._prefixed(data[:end] + newline) if end else b""
@@ -1466,7 +1466,7 @@ class _Lines:
             text = b"".join(line[at : at + _LINE_LIMIT] + b"\n" for line, places in starts for at in places)
         if self._keeps_last_lines:
             self.last_lines = (self.last_lines + text[-_LAST_LINES_SIZE:])[-_LAST_LINES_SIZE:]
-        # One unlimited replace, at 3 GB/s, and one copy; a loop over lines would halve that.
+        # One replace of all newlines, at 3 GB/s, and one copy; a loop over lines would halve that.
         text = text.replace(b"\n", b"\n" + self._prefix)
         return b"".join((self._prefix, memoryview(text)[: len(text) - len(self._prefix)]))
 
@@ -1477,7 +1477,7 @@ class _Secrets:
     The longest is replaced first. Of two that overlap in the data, the end of the second may remain.
     """
 
-    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"  # in logs, the most common first
+    _COMMON = b"etaoinsrhldcumfpgwybvk0123456789 -_./:=TAINSERODLCMPxjqz"  # bytes in logs, the most common first
     _LEAST = 6  # bytes; shorter values are not redacted
 
     def __init__(self, environ: Mapping[bytes, bytes], prefixes: Iterable[str]) -> None:
@@ -1493,7 +1493,7 @@ class _Secrets:
         self._variables.add(os.fsdecode(name))
         for value in map(bytes.strip, secret.splitlines()):
             if len(value) >= self._LEAST:
-                # The rarest byte is looked for first: a byte is found at 10 GB/s, a word at 1.
+                # Search for the rarest byte first: the search for a byte runs at 10 GB/s, that for a word at 1 GB/s.
                 rarest = max(range(len(value)), key=lambda i: self._COMMON.find(value[i]) % 256)
                 self._values[value] = value[rarest : rarest + 1], b"[redacted %s]" % name[:64], os.fsdecode(name)
         self._values = dict(sorted(self._values.items(), key=lambda item: -len(item[0])))
@@ -1517,7 +1517,7 @@ class _Secrets:
     def without_unfinished(self, data: bytes, daemon: str) -> tuple[bytes, bytes]:
         """An unfinished last line without the beginning of a secret at its end, and the rest of that secret.
 
-        Only the daemon's own secrets: another daemon could try beginnings and see which one is redacted.
+        Only the daemon's own secrets count: otherwise it could try beginnings of others and see which one is redacted.
         """
         data = self.redact(data)
         for value, (_, replacement, variable) in self._values.items():
@@ -1529,7 +1529,7 @@ class _Secrets:
 
     @staticmethod
     def without_rest(chunk: bytes, rest: bytes) -> tuple[bytes, bytes]:
-        """`chunk` without the rest of a secret at its start, and what is then still missing of it."""
+        """`chunk` without the rest of a secret at its start, and the part of that rest that is still to come."""
         size = min(len(chunk), len(rest))
         return (chunk[size:], rest[size:]) if chunk[:size] == rest[:size] else (chunk, b"")
 
@@ -1555,10 +1555,10 @@ _NO_ID = 2**32 - 1  # for setresuid: leave it as it is
 
 
 class _Kernel:
-    """What only libc or /proc can tell or do; opened once, before the first fork.
+    """What only libc or /proc can do or tell; opened once, before the first fork.
 
-    Importing ctypes instead of what is below it would cost every start 2 ms and 0.8 MB. Arguments are bytes, ints of 32
-    bits and `_word(n)` for addresses and sizes; results are ints of 32 bits.
+    Importing ctypes instead of the `_ctypes` below it would cost every start 2 ms and 0.8 MB. Arguments are bytes,
+    32-bit ints, and `_word(n)` for addresses and sizes; results are 32-bit ints.
     """
 
     def __init__(self) -> None:
@@ -1574,7 +1574,7 @@ class _Kernel:
         self._bounding, self._permitted = sets["CapBnd"], sets["CapPrm"]
 
     def _function(self, name: str) -> Callable[..., int]:
-        if name not in self._functions:  # a child makes 50 calls
+        if name not in self._functions:  # cached, because a child makes 50 calls
             self._functions[name] = self._find(name)
         return self._functions[name]
 
@@ -1597,7 +1597,7 @@ class _Kernel:
                 self.prctl(_PR_CAPBSET_DROP, number)
 
     def drop_capabilities(self, kept: Sequence[str]) -> None:
-        """All but these. At an exec, root keeps what is permitted, and another user what is ambient."""
+        """Drop all but these. At an exec, root keeps its permitted set, and another user its ambient set."""
         bits = sum(1 << _CAPABILITIES.index(one) for one in set(kept))
         ambient = () if os.geteuid() == 0 else kept
         halves = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in (bits, bits, bits if ambient else 0)]
@@ -1606,7 +1606,7 @@ class _Kernel:
             self.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAPABILITIES.index(name))
 
     def as_user(self, uid: int | None, action: Callable[..., _T], *arguments: Any, **more: Any) -> _T:
-        """Run `action` with this file system uid: what it makes belongs to that user."""
+        """Run `action` with this file system uid: what it creates belongs to that user."""
         if not uid or os.geteuid() != 0:
             return action(*arguments, **more)
         try:
@@ -1617,7 +1617,7 @@ class _Kernel:
             self.prctl(_PR_SET_DUMPABLE, 0)  # the change may have made PID 1 dumpable
 
     def open_beneath(self, folder: int, name: str) -> int:
-        """A handle of what has this name in or below the folder; nothing is opened for reading yet."""
+        """An O_PATH descriptor of the file with this name in or below the folder, not yet opened for reading."""
         how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, 0x08 | 0x02)  # RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS
         try:
             return self.call("syscall", 437, folder, os.fsencode(name), how, self._word(len(how)))  # openat2
@@ -1630,7 +1630,7 @@ class _Kernel:
 
     @staticmethod
     def seal(name: str, contents: bytes) -> int:
-        """A file in memory that its owner alone can read, and no one can change."""
+        """A file in memory that only its owner can read, and that no one can change."""
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         try:
             fd = os.memfd_create(name[:200], flags | 8)  # MFD_NOEXEC_SEAL
@@ -1649,7 +1649,7 @@ class _Kernel:
         return fd
 
     def empty_environment_block(self) -> None:
-        """Clear the memory that /proc/PID/environ shows; os.environ and an execve with an environment do without it."""
+        """Clear the memory that /proc/PID/environ shows; os.environ and an execve with an environment do not use it."""
         with open("/proc/self/stat", "rb") as file:
             start, end = map(int, file.read().rsplit(b") ", 1)[1].split()[47:49])
         if 0 < start < end:
@@ -1657,7 +1657,7 @@ class _Kernel:
 
 
 class _Account:
-    """A user with all its groups; one without a home is known by its ids alone."""
+    """A user with all its groups; without a home if only its ids are known."""
 
     def __init__(self, name: str, uid: int, gid: int, home: str = "") -> None:
         self.name, self.uid, self.gid, self.groups = name, uid, gid, [gid] if home else []
@@ -1672,7 +1672,7 @@ class _Account:
 
 
 def _read_accounts() -> dict[str, _Account]:
-    """From the files themselves: getpwnam may ask a socket in /run, which a daemon can serve."""
+    """Read the files themselves: getpwnam may connect to a socket in /run, where a daemon could answer."""
     accounts: dict[str, _Account] = {}
     for path, fields in (("/etc/passwd", 7), ("/etc/group", 4)):
         try:
@@ -1708,8 +1708,8 @@ def _account_of(spec: _DaemonSpec, accounts: Mapping[str, _Account], log: _Log) 
 class _Inputs:
     """What daemons get: their environment, and what PID 1 reads for them at each start (`files`, secrets in files).
 
-    PID 1 may read more than a daemon. So that no daemon can put another file in the place of its own, each folder is
-    opened before the first child, and taken only if no daemon can change it. Below it, nothing leads out again.
+    PID 1 can read more than a daemon can. So that no daemon can put another file in the place of its own, each folder
+    is opened before the first child, and used only if no daemon can change it. No link below it may lead out of it.
     """
 
     def __init__(self, specs: Sequence[_DaemonSpec], environ: Mapping[str, str], kernel: _Kernel, log: _Log) -> None:
@@ -1722,13 +1722,13 @@ class _Inputs:
                 if folder not in self._folders and os.geteuid() == 0:
                     self._folders[folder] = self._open_folder(folder)
             for variable in secrets:
-                log.secrets.add(os.fsencode(variable), b"")  # its owner has one, even if nothing was read yet
+                log.secrets.add(os.fsencode(variable), b"")  # its owner has a secret, even if none was read yet
             for variable, value in spec.env.items():
                 if variable.startswith(tuple(_SECRETS)) and not _secret_in_file(variable):
                     log.secrets.add(os.fsencode(variable), os.fsencode(value))
 
     def prepare(self, spec: _DaemonSpec, account: _Account | None, fds: list[int]) -> dict[str, str]:
-        """Its environment. The caller closes `fds`, which gets a descriptor for each file; -1 if that is missing."""
+        """Return its environment; append a descriptor for each file, or -1, to `fds`, which the caller closes."""
         kept = ", ".join(spec.capabilities)
         if kept and os.geteuid() != 0:
             self._log.say_once(f"{spec.name} runs without {kept}: only root can keep capabilities")
@@ -1758,7 +1758,7 @@ class _Inputs:
     def _wanted(
         self, spec: _DaemonSpec, account: _Account | None
     ) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-        """Its environment before anything was read; the paths of secrets and of `files`, by their variables."""
+        """Its environment before anything is read; the paths of secrets and of `files`, by their variables."""
         environ = _env_for_daemon(spec.name, self._environ)
         files = {variable: environ.get(variable) or path for variable, path in spec.files.items()}
         if account:
@@ -1778,7 +1778,7 @@ class _Inputs:
         return os.fsdecode(secret)
 
     def _read(self, path: str, limit: int) -> bytes:
-        """Looked up as the folder's owner and read as the file's, so that no capability is needed to read it."""
+        """Look up the file as its folder's owner and read it as its own owner, so that no capability is needed."""
         folder, name = os.path.split(path)
         if not path.startswith("/"):
             raise OSError(errno.EINVAL, "its path must be absolute")
@@ -1794,7 +1794,7 @@ class _Inputs:
                 is_link = stat.S_ISLNK(about.st_mode)
                 what = "a symlink, which needs openat2 (Linux 5.6)" if is_link else "not a regular file"
                 raise OSError(errno.EINVAL, f"it is {what}")
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # its owner may hold a lease, for which an open waits
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # open would wait if its owner holds a lease
             handle, proc = f"self/fd/{found}", self._kernel.proc
             with open(self._kernel.as_user(about.st_uid, os.open, handle, flags, dir_fd=proc), "rb") as file:
                 contents = file.read(limit + 1)
@@ -1823,7 +1823,7 @@ class _Inputs:
 
 
 def _foreign_link(path: str) -> str:
-    """A link on the way that a daemon may have put there before the container was restarted; or nothing."""
+    """A link in the path that a daemon may have put there before the container was restarted; empty if none."""
     at, names = "", path.split("/")[1:]
     while names:
         here = f"{at}/{names.pop(0)}"
@@ -1852,9 +1852,9 @@ def _open_null_device() -> int:
 
 
 def _raise_descriptor_limit() -> dict[int, tuple[int, int]]:
-    """Each daemon costs PID 1 four descriptors. Returns the limits that daemons get: ours from before, and no core.
+    """Raise it: each daemon costs PID 1 four descriptors. Returns the limits for daemons: our old ones, and no core.
 
-    All of them are set in each child, because another process of root's may have changed ours by then.
+    Each child sets them all, because another process that runs as root may have changed ours by then.
     """
     limits = {kind: resource.getrlimit(kind) for kind in range(16)}
     most = limits[resource.RLIMIT_NOFILE][1]
@@ -1863,7 +1863,7 @@ def _raise_descriptor_limit() -> dict[int, tuple[int, int]]:
 
 
 def _execute(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
-    """As os.execvpe, which would import a module in each child."""
+    """Like os.execvpe, which would import a module in each child."""
     refused: OSError = FileNotFoundError(errno.ENOENT, "")
     for folder in [""] if "/" in argv[0] else environ.get("PATH", os.defpath).split(":"):
         try:
@@ -1886,25 +1886,25 @@ def _offer_to_oom_killer(proc: int) -> None:
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process started, in ticks since the boot: with it, a pid means one process only."""
+    """When a process started, in ticks since boot; together with its pid, this identifies the process."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rsplit(b") ", 1)[1].split()[19])
 
 
 class _Ports:
-    """The TCP sockets that listen, by port: one pair of queries for all who ask in one turn of the loop.
+    """The listening TCP sockets, by port; one pair of queries serves all daemons in one turn of the loop.
 
     A dump of the kernel's listening sockets takes 0.04 ms; /proc/net/tcp takes 3 ms, whatever is in it.
     """
 
     def __init__(self, kernel: _Kernel) -> None:
         self._sockets: dict[int, set[int]] | None = None
-        self._netlink, self.interval = -1, _POLL_INTERVAL  # between two looks
+        self._netlink, self.interval = -1, _POLL_INTERVAL  # between two checks
         try:
             self._netlink = kernel.call("socket", 16, 3 | os.O_CLOEXEC, 4)  # AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG
-            # To the kernel alone: else a daemon that has NET_ADMIN could answer in its place.
+            # Connect to the kernel alone: otherwise a daemon that has NET_ADMIN could answer in its place.
             kernel.call("connect", self._netlink, struct.pack("=HHII", 16, 0, 0, 0), 12)
-            list(self._by_netlink())  # a kernel that makes the socket may lack the module that answers
+            list(self._by_netlink())  # a kernel that creates the socket may still lack the module that answers
         except OSError:
             _close(self._netlink)
             self._netlink = -1
@@ -1980,16 +1980,16 @@ def _open_for_log(fd: int) -> tuple[int, bool]:
     except OSError:  # another user's, or its reader is gone
         if not is_terminal:
             return fd, True
-        os.set_blocking(fd, False)  # poll promises room for one byte of a terminal's only
+        os.set_blocking(fd, False)  # for a terminal, poll promises room for one byte only
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     except OSError:
-        pass  # no pipe, or too many large pipes: then a block takes two writes
+        pass  # not a pipe, or too many large pipes: then a block takes two writes
     return fd, stat.S_ISSOCK(kind)
 
 
 class _Directory:
-    """A directory of ours, opened once and then used through its descriptor, whatever becomes of its path."""
+    """A directory of ours, opened once and then used through its descriptor, whatever happens to its path."""
 
     def __init__(self, path: str) -> None:
         os.makedirs(path, mode=0o755, exist_ok=True)
@@ -2006,14 +2006,14 @@ class _Directory:
             raise
 
     def replace(self, name: str, contents: bytes) -> None:
-        """Readers see the old contents or the new."""
+        """Replace a file atomically: readers see the old contents or the new."""
         with open(self._open(f"{name}.new", 0), "wb") as file:
             file.truncate()
             file.write(contents)
         os.replace(f"{name}.new", name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def append(self, name: str, lines: bytes, limit: int) -> None:
-        """All lines or none. A file that has reached the limit is renamed to NAME.1."""
+        """Append all lines or none. A file that reaches the limit is renamed to NAME.1."""
         with open(self._open(name, os.O_APPEND), "ab", buffering=0) as file:
             size = file.tell()
             if file.write(lines) < len(lines):
@@ -2023,7 +2023,7 @@ class _Directory:
             os.replace(name, f"{name}.1", src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def _open(self, name: str, flags: int) -> int:
-        """Open a regular file of ours that has no other name; anything else that a daemon put there is removed."""
+        """Open a regular file of ours that has no other name; remove anything else that a daemon put there."""
         flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         for attempt in (0, os.O_EXCL):
             try:
@@ -2044,7 +2044,7 @@ class _Directory:
 
 
 def _setting(env: Mapping[str, str], name: str, default: str = "") -> str:
-    """BOT_BOTTLE_SIDECAR_x, or an older name of it, or SIDECAR_INIT_x: the first that is set."""
+    """The first that is set of BOT_BOTTLE_SIDECAR_x, an older name for it, and SIDECAR_INIT_x."""
     owners = ("BOT_BOTTLE_SIDECAR", *(["CLAUDE_BOTTLE_SIDECAR"] if name == "DAEMONS" else []), "SIDECAR_INIT")
     return next((env[f"{owner}_{name}"] for owner in owners if f"{owner}_{name}" in env), default)
 
@@ -2086,7 +2086,7 @@ def _log_internal_error(log: _Log, error: Exception) -> None:
 
 
 def _backoff(exits: int) -> float:
-    """Seconds until the next start after so many exits in a row: doubling, with up to 10 % jitter."""
+    """Seconds until the next start after this many exits in a row: doubling, with up to 10 % jitter."""
     delay = min(_BACKOFF_FIRST * 2.0 ** min(exits - 1, 16), _BACKOFF_LAST)
     return delay * (1 + os.urandom(1)[0] / 2550)
 
@@ -2098,7 +2098,7 @@ _ESCAPES = {
 
 
 def _one_line(text: str) -> str:
-    """`text` without anything that could end a line or steer a terminal."""
+    """`text`, with everything escaped that could end a line or control a terminal."""
     return text.translate(_ESCAPES)
 
 
@@ -2124,7 +2124,7 @@ def _timestamp(seconds: float) -> str:
 
 
 class _Refusal(Exception):
-    """Why a command cannot do what it was asked, in one line."""
+    """Why a command cannot do what it was asked to do, in one line."""
 
     def __init__(self, why: str, exit_code: int = 1) -> None:
         super().__init__(why)
@@ -2139,8 +2139,8 @@ def _demand(is_right: object, problem: str) -> None:
 def _fits(value: object, rule: Any) -> bool:
     """Whether a value fits its rule.
 
-    A string is a pattern for strings. A list has the rule for the elements of a list, a dict those for the keys and
-    values of a table. Anything else is a function that decides.
+    A string is a pattern for strings. A list contains the rule for the elements of a list, a dict the rules for the
+    keys and values of a table. Anything else is a function that decides.
     """
     import re
 
@@ -2155,7 +2155,7 @@ def _fits(value: object, rule: Any) -> bool:
 
 
 def _is_user(value: object) -> bool:
-    """The name of an account, or ids; root must be written as its name."""
+    """Whether it is the name of an account, or ids; uid 0 must be written as root."""
     return _fits(value, "[^\0:]*[^\0:0-9][^\0:]*") or (_fits(value, _TEXT) and _Account.of_ids(str(value)) is not None)
 
 
@@ -2188,7 +2188,7 @@ _FIELDS: dict[str, tuple[str, Any]] = {  # what a value must be, and the rule th
 
 
 def _use_table(path: str) -> None:
-    """Replace the table by that in a TOML file; raises _Refusal, and changes nothing, if it has a mistake."""
+    """Replace the table with the one in a TOML file. If that has a mistake, raise _Refusal and change nothing."""
     import tomllib
 
     try:
@@ -2289,14 +2289,14 @@ def _signals_of(section: dict[str, Any], specs: Mapping[str, _DaemonSpec]) -> di
 
 
 def _state_directories() -> list[str]:
-    """Where the state may be, the best place first; none if that is set to an empty value."""
+    """Where the state may be, the best place first; empty if the setting is an empty value."""
     chosen = _setting(os.environ, "STATE_DIR", default=_STATE_DIRECTORY)
     others = [f"/tmp/sidecar-init-{os.geteuid()}"] if chosen == _STATE_DIRECTORY and os.geteuid() else []
     return [os.path.abspath(chosen), *others] if chosen else []
 
 
 def _read_state(name: str, directory: str) -> str | None:
-    """A state file; None if there is none. A regular file of ours and of limited size: what is there may be forged."""
+    """A state file's text; None if there is none. It may be forged: up to 16 MiB of a regular file of ours are read."""
     path = f"{directory}/{name}"
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -2345,7 +2345,7 @@ def _send(number: int) -> dict[str, Any]:
 
 
 def _statuses(deadline: float) -> Iterator[dict[str, Any]]:
-    """The live status, again and again until the deadline; at least once."""
+    """Yield the live status repeatedly until the deadline; at least once."""
     yield _read_status()
     while time.monotonic() <= deadline:
         time.sleep(0.002)
@@ -2360,7 +2360,7 @@ def _row_of(status: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    """Print columns as wide as they need."""
+    """Print columns that are as wide as they need to be."""
     rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -2368,7 +2368,7 @@ def _print_table(rows: list[list[str]]) -> None:
 
 
 def _since(timestamp: str) -> str:
-    """The time that has passed, or that has to pass, in one unit."""
+    """The time since, or until, a timestamp, in one unit."""
     from datetime import datetime
 
     seconds = abs(time.time() - datetime.fromisoformat(timestamp).timestamp())
@@ -2424,7 +2424,7 @@ def _health(_: object) -> int:
 
 
 def _read_events() -> list[str]:
-    """The lines of both files, the older first. If the newer was rotated away between the two reads, they are equal."""
+    """The lines of both files, the older first. After a rotation between the two reads, that begins with the newer."""
     directory = _read_status(may_be_stale=True)["directory"]
     newer, older = _read_state("events.jsonl", directory) or "", _read_state("events.jsonl.1", directory) or ""
     text = older if newer and older.startswith(newer) else older + newer
@@ -2466,7 +2466,7 @@ def _events(options: Namespace) -> int:
     for text in show(lines)[-int(options.n) :] if options.n >= 1 else []:
         print(text, flush=options.follow)
     reader = select.poll()
-    reader.register(1, 0)  # tells only that the reader has left
+    reader.register(1, 0)  # reports only that the reader has left
     while options.follow and not reader.poll(200):
         last, lines = lines[-1] if lines else "", _read_events()
         for text in show(_newer(lines, last)):
@@ -2491,13 +2491,13 @@ def _reload(options: Namespace) -> int:
         reloaded = ", ".join(target for _, target, _ in actions) or "no daemon"
         _demand(ways, f"{cannot}: the table's signals reload {reloaded}; try restart")
         verb, number = min(ways)  # forward, if there are both
-    _demand(number, f"{cannot}: its row has no signal, which only the first 31 rows can have")
+    _demand(number, f"{cannot}: its row has no signal; only the first 31 rows have one")
     before = _row_of(_send(number), name)
     row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), {})
     _demand(row, f"{cannot}: the supervisor has not answered {in_time}; see its log")
     _demand(not row["refused"], row["answer"])
     if verb == "forward":
-        for row in rows(min(deadline, time.monotonic() + 0.3)):  # what has no handler for the signal exits at once
+        for row in rows(min(deadline, time.monotonic() + 0.3)):  # without a handler for it, a program exits at once
             why = f"{_signal_name(number)} was delivered, and it {row['last_exit']}; see its log"
             _demand(row["pid"] == before["pid"], f"{cannot}: {why}")
         print(_one_line(row["answer"]))
@@ -2536,7 +2536,7 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
 
 
 def _warnings(specs: Sequence[_DaemonSpec]) -> list[str]:
-    """Unknown names, an egress without its proxy, and secrets that cannot be kept from a daemon that is not theirs."""
+    """Warnings about unknown names, an egress without its proxy, and secrets that cannot be kept from other daemons."""
     accounts, uids = _read_accounts(), {spec.name: os.geteuid() for spec in specs}
     for spec in specs if os.geteuid() == 0 else ():
         if spec.user and (account := _Account.of_ids(spec.user) or accounts.get(spec.user)):
@@ -2579,13 +2579,13 @@ def _plan(_: Namespace) -> int:
     else:
         print("no daemons selected; nothing to do")
     problems = [*_obstacles(specs, log), *_warnings(specs)]
-    log.flush()  # what is missing, and does not prevent a start: files, capabilities
+    log.flush()  # messages about what is missing but does not prevent a start: files, capabilities
     for problem in problems or ["ok"]:
         print(_one_line(log.redact_text(problem)))
     return 1 if problems else 0
 
 
-_TABLE: Any = "shipped"  # or another one: a baked file has it in the place of this constant
+_TABLE: Any = "shipped"  # a baked file has its table in place of this constant
 _IN_MEMORY = "/proc/self/fd/"  # where `_start_over` puts a baked file
 _IS_BAKED = __file__.startswith(_IN_MEMORY) or __file__.endswith(".pyc")
 
@@ -2596,7 +2596,7 @@ def _baked(program: CodeType) -> bytes:
     from importlib.util import MAGIC_NUMBER
 
     constants = tuple(_TABLE if constant == "shipped" else constant for constant in program.co_consts)
-    # Python looks for no source of a file that it is told to run: no time or hash of one is needed.
+    # Python does not look for the source of a file that it is told to run, so no time or hash is needed.
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(program.replace(co_consts=constants))
 
 
@@ -2627,16 +2627,16 @@ def _bake(options: Namespace) -> int:
 def _start_over(program: CodeType) -> None:
     """Execute this program once more, baked in memory: the parsers and the syntax tree would double PID 1's size."""
     fd = -1
-    options = "-PSs" + "E" * sys.flags.ignore_environment  # the interpreter may need what the environment says
+    options = "-PSs" + "E" * sys.flags.ignore_environment  # only if given: the interpreter may need its variables
     try:
-        if not os.path.samefile(sys.executable, "/proc/self/exe"):  # argv[0] need not be the interpreter's own name
+        if not os.path.samefile(sys.executable, "/proc/self/exe"):  # argv[0] may be misleading
             return
         fd = _Kernel.seal("sidecar_init.pyc", _baked(program))
         path = f"{_IN_MEMORY}{fd}"
-        os.close(os.open(path, os.O_RDONLY))  # after the exec it would be too late to find that it cannot be opened
+        os.close(os.open(path, os.O_RDONLY))  # after the exec it would be too late to find out that it cannot be opened
         os.set_inheritable(fd, True)
         os.execv(sys.executable, [sys.executable, options, path])
-    except (OSError, TypeError, ValueError):  # memory files may be forbidden, and the interpreter need not have a path
+    except (OSError, TypeError, ValueError):  # memory files may be forbidden, and sys.executable may be empty
         _close(fd)
 
 
@@ -2650,7 +2650,7 @@ def _supervise() -> int:
     log = _Log(1, _Secrets(os.environb, _SECRETS))
     specs = _selected_daemons(os.environ)
     if (mode := _setting(os.environ, "RESTART")) not in ("", "never"):
-        log.say(f"the restart mode {mode} is ignored; only never is known")
+        log.say(f"the restart mode {mode} is ignored; the only known mode is never")
     for warning in _warnings(specs):
         log.say(warning)
     if not specs:
@@ -2664,23 +2664,23 @@ def _supervise() -> int:
 
 
 def _keep_standard_descriptors() -> None:
-    """Open the null device for each of 0 to 2 that is closed."""
+    """Open the null device as each of the descriptors 0 to 2 that is closed."""
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         pass
     os.close(fd)
 
 
 def _close_on_exec() -> None:
-    """Let daemons inherit no descriptor but 0 to 2, which are theirs to replace."""
+    """Let children inherit no descriptors but 0 to 2, which each of them replaces."""
     for name in os.listdir("/proc/self/fd"):
         try:
             os.set_inheritable(int(name), int(name) <= 2)
         except OSError:
-            pass  # the one that listed them
+            pass  # the descriptor of the listing itself
 
 
 def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | None]:
-    """The command that is asked for, with its options."""
+    """The requested command, with its options."""
     if words == ["health"]:  # which engines run every few seconds: argparse would be a third of its cost
         return _health, None
     import argparse
@@ -2713,7 +2713,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         "status": (_status, "show the daemons", ["names", "--json"]),
         "health": (_health, "exit 0 if every daemon is ready; else 1, with the reason", []),
         "events": (_events, "show the last events", ["names", "-n", "--follow -f", "--json"]),
-        "apply": (_reload, "reload a daemon by its signal, and wait until it has worked", ["name", "--timeout"]),
+        "apply": (_reload, "reload a daemon by its signal, and confirm that it worked", ["name", "--timeout"]),
         "restart": (_reload, "restart a daemon in place, and wait until it is ready", ["name", "--timeout"]),
         "bake": (_bake, "write this program and a table as one compiled file", ["out", "--table"]),
     }
@@ -2733,7 +2733,7 @@ def _command_line(words: list[str]) -> tuple[Callable[[Any], int], Namespace | N
         parser.error("a command is missing")
     if "table" in options:
         if options.command not in ("plan", "bake"):
-            parser.error("--table goes alone, or with plan or bake")
+            parser.error("--table can be used only alone, or with plan or bake")
         _use_table(options.table)
     return commands[options.command][0], options
 
@@ -2745,7 +2745,7 @@ def _answer(words: list[str]) -> int:
     if sys.stdout is None:
         raise _Refusal("cannot write the answer: stdout is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what daemons said need not fit the locale
+        sys.stdout.reconfigure(errors="backslashreplace")  # the locale may not be able to encode what daemons said
     command: Callable[[Any], int] | None = None
     try:
         command, options = _command_line(words)
@@ -2753,7 +2753,7 @@ def _answer(words: list[str]) -> int:
         sys.stdout.flush()
         return code
     except OSError as error:
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter must not try it once more
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter must not try to write again
         if isinstance(error, BrokenPipeError):
             return 0  # the reader has left
         what = f"read {error.filename}" if error.filename else "write the answer"
@@ -2765,14 +2765,14 @@ def _answer(words: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None, program: CodeType | None = None) -> int:
-    """The program: what `sidecar_init.py` with these arguments does; returns its exit status.
+    """Do what `sidecar_init.py` with these arguments does; return its exit status.
 
-    With its own code as `program`, it may replace the process.
+    If it gets its own code as `program`, it may replace the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not _asks_to_supervise(words):
-            return _answer(words)  # PID 1 does without argparse
+            return _answer(words)  # PID 1 does not import argparse
         _keep_standard_descriptors()
         if words:
             _use_table(words[-1].removeprefix("--table="))
@@ -2793,4 +2793,4 @@ def main(argv: Sequence[str] | None = None, program: CodeType | None = None) -> 
 if isinstance(_TABLE, tuple):
     _load_table(_TABLE)
 if __name__ == "__main__":
-    os._exit(main(program=sys._getframe().f_code))  # frees nothing: the kernel is faster
+    os._exit(main(program=sys._getframe().f_code))  # skips freeing memory: the kernel does that faster

@@ -711,7 +711,7 @@ class Restart(Reload):
 
     def test_a_row_without_a_signal_is_reported(self) -> None:
         self.write_status(os.getpid(), daemons=[{**DAEMON, "signal": None}])
-        expected = "cannot restart web: its row has no signal, which only the first 31 rows can have\n"
+        expected = "cannot restart web: its row has no signal; only the first 31 rows have one\n"
         self.assertEqual(self.refusal("restart", "web"), expected)
 
 
@@ -745,7 +745,7 @@ class Settings(CommandTest):
 
     def test_another_restart_mode_is_ignored_with_a_line(self) -> None:
         _, log = self.run_program(SIDECAR_INIT_RESTART="always", SIDECAR_INIT_DAEMONS=",", SIDECAR_INIT_STATE_DIR="")
-        self.assertIn("sidecar-init: the restart mode always is ignored; only never is known\n", log)
+        self.assertIn("sidecar-init: the restart mode always is ignored; the only known mode is never\n", log)
 
     def test_a_state_directory_that_cannot_be_made_is_left_for_the_next_place(self) -> None:
         (self.path / "file").write_text("")
