@@ -110,7 +110,7 @@ class Results:
     def markdown(self) -> str:
         tables = [result.table() for result in self.rows]
         heading = [*self._heading(), self.targets(), "", self.growth(), self.many()]
-        return "\n".join([*heading, "## Every program over ours", "", *tables])
+        return "\n".join([*heading, "## Every program, as a multiple of sidecar-init", "", *tables])
 
     def _heading(self) -> list[str]:
         return [
@@ -133,9 +133,9 @@ class Results:
 
     def targets(self) -> str:
         lines = [
-            "## What had to be reached",
+            "## Targets",
             "",
-            "Ratio: of the medians. From, to: the least and the greatest ratio in one round.",
+            'The ratio is that of the medians; "from, to" are the least and the greatest ratio in one round.',
             "",
             "| measure | form | target | ratio | from, to | reached |",
             "|---|---|---|---|---|---|",
@@ -157,8 +157,8 @@ class Results:
             return ""
         in_c, in_python = [part / ours for part in parts if part]
         return (
-            f"Of the start of 500 daemons, fork and exec by a small program in C take {in_c:.0%}. That it is an "
-            f"interpreter that forks, with its page tables to copy, takes {in_python - in_c:.0%}. The remaining "
+            f"Of the time to start 500 daemons, fork and exec by a small program in C take {in_c:.0%}. Forking from an "
+            f"interpreter, with its page tables to copy, adds {in_python - in_c:.0%}. The remaining "
             f"{1 - in_python:.0%} are the supervisor's own work: for each daemon a pipe, a report of its exec, its "
             "limits and credentials, a log line and an event.\n"
         )
@@ -171,7 +171,8 @@ class Results:
             return ""
         each = [number(median / count / (five / 5)) for median, count in ((hundred, 100), (most, 500))]
         return (
-            f"For each daemon, TERM until all is gone takes {each[0]} with 100 and {each[1]} with 500 of that with 5.\n"
+            f"Per daemon, TERM until all is gone takes {each[0]} times as long with 100 daemons as with 5, "
+            f"and {each[1]} times as long with 500.\n"
         )
 
     def chart(self) -> str:
