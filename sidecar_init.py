@@ -70,10 +70,10 @@ _READY_SILENT = 10  # tries whose output is not logged
 _BACKOFF_FIRST, _BACKOFF_LAST = 0.5, 30.0
 _STEADY_SECONDS = 60.0  # after this uptime the backoff resets
 _CRASH_LOOP_EXITS = 5
-_TURN_SECONDS = 0.005  # a turn of the loop starts daemons for at most this long; then signals are handled
+_TURN_SECONDS = 0.005  # a turn of the loop advances daemons for at most this long; then signals are handled
 
 _PAUSE_SECONDS, _PAUSE_BELOW = 0.0001, 32768  # after a turn with less output than this, so that the next finds more
-_READ_SIZE = 65536  # larger reads go through mmap and page faults
+_READ_SIZE = 65536  # the default capacity of a pipe
 _PIPE_SIZE = 1 << 18  # of stdout, if the kernel allows: a whole read with its prefixes fits
 _LINE_LIMIT = 65536
 _LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on write
@@ -105,7 +105,7 @@ class _DaemonSpec:
         self.after = tuple(after)  # names that must have been ready once before the first start
         self.check = tuple(check or ())  # must exit 0 before a restart stops the running process
         self.oneshot = oneshot  # runs to completion; ready when it has exited with 0
-        self.essential = essential  # the container ends when this daemon has ended for good
+        self.essential = essential  # the container ends when this daemon has ended for good, or crash-loops
         how = {"signal": "TERM", "to": "group", "grace": None, **(stop or {})}
         self.stop_signal: int = getattr(signal, f"SIG{how['signal']}")
         self.stop_to: str = how["to"]  # "group" or "leader"
@@ -2202,7 +2202,7 @@ def _use_table(path: str) -> None:
         _load_table((rows, _owners_of(secrets, specs), _signals_of(signals, specs)))
     except (MemoryError, OSError, RecursionError, ValueError, _Refusal) as error:
         mistakes = {
-            MemoryError: "it is too large for the memory",
+            MemoryError: "it does not fit in memory",
             RecursionError: "not TOML: nested too deep",
             UnicodeDecodeError: "not TOML: it is not UTF-8",
             ValueError: "not TOML: a number has too many digits",

@@ -415,7 +415,7 @@ class Script(TableTest):
             "--table", str(self.path), before="resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))"
         )
         self.assertEqual((ended.returncode, ended.stdout), (2, ""))
-        self.assertEqual(ended.stderr, f"cannot use table {self.path}: it is too large for the memory\n")
+        self.assertEqual(ended.stderr, f"cannot use table {self.path}: it does not fit in memory\n")
 
 
 if __name__ == "__main__":
