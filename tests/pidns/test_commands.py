@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -426,11 +427,11 @@ class StateDirectoryTest(NamespaceTestCase):
             self.assertNotRegex(" ".join(bundle.own_lines()), "cannot|warning|state")
 
     def test_of_a_supervisor_that_is_not_root_is_in_tmp_and_the_commands_find_it(self) -> None:
-        bundle, become = self._not_root(61235)
+        bundle, become, uid = self._not_root()
         with bundle:
             bundle.wait_for(b"] ready\n", times=2)
             about = bundle.state.stat()
-            self.assertEqual((about.st_uid, stat.S_IMODE(about.st_mode)), (61235, 0o755))
+            self.assertEqual((about.st_uid, stat.S_IMODE(about.st_mode)), (uid, 0o755))
             for arguments, answer in ((["health"], "healthy: 2 daemons"), (["restart", "egress"], "egress restarted")):
                 told = bundle.inside([*become, *COMMAND[1:], *arguments])
                 self.assertEqual((told.returncode, told.stderr), (0, ""), arguments)
@@ -441,7 +442,7 @@ class StateDirectoryTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(), 0)
 
     def test_in_tmp_that_another_account_has_made_is_not_used_and_that_is_one_warning(self) -> None:
-        bundle, _ = self._not_root(61236)
+        bundle, _, _ = self._not_root()
         bundle.state.mkdir()
         bundle.state.chmod(0o777)
         with bundle:
@@ -482,17 +483,21 @@ class StateDirectoryTest(NamespaceTestCase):
                 self.assertEqual(first.exit(), 0)
                 self.assertEqual(second.command("health").returncode, 0)
 
-    def _not_root(self, uid: int) -> tuple[Bundle, list[str]]:
-        """A supervisor of that account, without a state directory of its own; and how to become that account."""
+    def _not_root(self) -> tuple[Bundle, list[str], int]:
+        """A supervisor of another account, without a state directory of its own; how to become that account; its uid.
+
+        The machine's /tmp may have such a directory of another run of these tests: the uid has none yet.
+        """
         python = self.interpreter()
+        uid = next(uid for uid in iter(lambda: random.randrange(20_000, 60_000), -1) if not _in_tmp(uid).exists())
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", python]
         bundle = Bundle([daemon(name, python, *SIGNALS[1:]) for name in ("egress", "pipelock")])
         del bundle.env["BOT_BOTTLE_SIDECAR_STATE_DIR"]
         # What another supervisor has left in the machine's /run is not there.
         bundle.argv = [*shell('mount -t tmpfs -o mode=755 tmpfs /run && exec "$@"'), "sh", *become, *bundle.argv[1:]]
-        bundle.state = Path(f"/tmp/sidecar-init-{uid}")
+        bundle.state = _in_tmp(uid)
         self.addCleanup(shutil.rmtree, bundle.state, ignore_errors=True)
-        return bundle, become
+        return bundle, become, uid
 
     def _works(self, bundle: Bundle) -> None:
         bundle.wait_for(b"] ready\n", times=2)
@@ -507,3 +512,8 @@ class StateDirectoryTest(NamespaceTestCase):
 
     def _warnings(self, bundle: Bundle, path: str) -> list[str]:
         return [line for line in bundle.own_lines() if re.search(re.escape(path), line)]
+
+
+def _in_tmp(uid: int) -> Path:
+    """The default state directory of that account."""
+    return Path(f"/tmp/sidecar-init-{uid}")
