@@ -51,7 +51,8 @@ class StatusTest(NamespaceTestCase):
 
     def test_the_status_has_the_fields_that_are_documented(self) -> None:
         with Bundle([daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS)]) as bundle:
-            bundle.wait_for(b"] ready", times=2)
+            for name in ("egress", "pipelock"):
+                bundle.wait_for_state(name, "running")
             status = bundle.status()
             self.assertEqual((status["pid"], status["state"]), (1, "running"))
             self.assertEqual(status["signals"], {"HUP": {"forward": "egress"}, "USR1": {"restart": "pipelock"}})

@@ -216,7 +216,7 @@ class CheckTest(NamespaceTestCase):
 
     def _ready(self, bundle: Bundle) -> dict[str, Any]:
         bundle.wait_for(b"] ready\n", times=2)
-        return bundle.daemon("pipelock")
+        return bundle.wait_for_state("pipelock", "running")
 
     def _untouched(self, bundle: Bundle, before: dict[str, Any]) -> None:
         bundle.catch_up()
