@@ -387,16 +387,22 @@ class Namespace:
         return [process for process in self.processes().values() if part in process.command and process.state != "Z"]
 
     def wait_for_stall(self, program: str, count: int = 1) -> None:
-        """Wait until every one of the `count` writers is held up in its write, and has been for 50 ms."""
+        """Wait until every one of the `count` writers is held up in its write, and has been for 50 ms.
+
+        PID 1 sleeps meanwhile. One that waits for a processor would take more.
+        """
 
         def written() -> list[int]:
             writers = self.running_commands(program)
             return [one.written() for one in writers if one.waits_for_pipe()] if len(writers) == count else []
 
+        def asleep() -> tuple[bool, int]:
+            return Process(self.pid1).state == "S", self.proc("voluntary_ctxt_switches")
+
         def stalled() -> bool:
-            before = written()
+            before = asleep(), written()
             time.sleep(0.05)
-            return len(before) == count and before == written()
+            return before[0][0] and len(before[1]) == count and before == (asleep(), written())
 
         wait_until(stalled, PATIENCE, f"{program} is held up")
 
