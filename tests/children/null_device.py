@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 PLACE = "/run/place"
 SIZE = 256 << 20
@@ -31,17 +32,30 @@ def pid_of_pipelock() -> int:
         return next(row["pid"] or 0 for row in json.load(file)["daemons"] if row["name"] == "pipelock")
 
 
+def count(*kinds: str) -> int:
+    """How many such events of pipelock there are."""
+    try:
+        with open(os.environ["SIDECAR_EVENTS_FILE"]) as file:
+            return sum('"daemon": "pipelock"' in line and any(kind in line for kind in kinds) for line in file)
+    except FileNotFoundError:
+        return 0
+
+
 def starts() -> int:
-    with open(os.environ["SIDECAR_EVENTS_FILE"]) as file:
-        return sum('"daemon": "pipelock"' in line and ("started" in line or "failed" in line) for line in file)
+    return count("started", "failed")
+
+
+def wait_while(condition: Callable[[], bool]) -> None:
+    """For three seconds at most."""
+    deadline = time.monotonic() + 3
+    while condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def restart_pipelock() -> None:
     before = starts()
     os.kill(1, signal.SIGUSR1)
-    deadline = time.monotonic() + 3
-    while starts() == before and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_while(lambda: starts() == before)
 
 
 class Holder:
@@ -112,10 +126,13 @@ def attack(kind: str, attempts: int) -> None:
         replace_null(kind)
         for _ in range(attempts):
             restart_pipelock()
+            wait_while(lambda: count("exited") < starts())  # the next restart would end it before it has read
 
 
 if __name__ == "__main__":
     refused = ""
+    while not starts():
+        time.sleep(0.005)
     try:
         attack(sys.argv[1], int(sys.argv[2]))
     except OSError as error:
