@@ -94,7 +94,7 @@ class OneshotTest(NamespaceTestCase):
         ]
         with Bundle(daemons) as bundle:
             bundle.wait_for(b"[app] ready\n")
-            app = bundle.daemon("app")
+            app = bundle.wait_for_state("app", "running")
             told = bundle.command("restart", "migration")
             self.assertEqual((told.returncode, told.stderr), (0, ""))
             self.assertEqual(bundle.lines("migration"), [b"migrated", b"migrated"])
