@@ -212,7 +212,8 @@ class VisitorTest(SecretsTestCase):
             bundle.wait_for_state("egress", "running")
             enter = ["nsenter", "-t", str(bundle.pid1), "-p", "-m", "-n"]
             drop = ["setpriv", "--bounding-set", ",".join(("-all", *kept))]
-            visit = shell(f": >{place}/go; exec sleep 1000")
+            # Without an exec, during which its environment cannot be read.
+            visit = shell(f": >{place}/go; while :; do sleep 1000; done")
             visitor = subprocess.Popen([*enter, *drop, *visit], env=bundle.env)
             try:
                 bundle.until((place / "seen").exists, PATIENCE, "what the daemon read")

@@ -113,7 +113,9 @@ class StateDirectoryTest(AttackTestCase):
     def after_a_rename(self, name: str, without: str = "") -> HardenedBundle:
         """A daemon of root renames a file of another account, in a folder that is root's, to one of PID 1's."""
         place = f"/run/sidecar-init/{name}"
-        steal = f"mv -f /run/token {place}; kill -USR1 1; kill -USR2 1; sleep 0.2; cat {place} >>/run/place/loot"
+        steal = f"mv -f /run/token {place}; kill -USR1 1; kill -USR2 1; "
+        # Until PID 1 has given it away, or replaced it.
+        steal += f"while [ -e {place} ] && ! cat {place} >>/run/place/loot; do sleep 0.01; done 2>/dev/null"
         rows = [
             daemon("egress", *SLEEP, user=OWNER),
             daemon("hostile", *shell(f"sleep 0.2; {steal}; echo tried; exec sleep 1000")),
