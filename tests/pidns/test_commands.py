@@ -33,8 +33,8 @@ class StatusTest(NamespaceTestCase):
     def test_a_table_for_people_and_json_for_tools(self) -> None:
         daemons = [daemon("web", *SLEEP, port=7001), daemon("db", *SIGNALS), daemon("gone", *shell("exit 3"))]
         with Bundle(daemons) as bundle:
-            bundle.wait_for(b"gone exited with status 3")
-            bundle.wait_for(b"[db] ready")
+            bundle.wait_for_state("gone", "exited")
+            bundle.wait_for_state("db", "running")
             told = bundle.command("status")
             self.assertEqual((told.returncode, told.stderr), (0, ""))
             head, *lines = told.stdout.splitlines()
@@ -204,7 +204,7 @@ class ApplyTest(NamespaceTestCase):
     def test_one_that_is_not_ready_in_time_is_the_reason(self) -> None:
         with Bundle([daemon("pipelock", *SLEEP, port=7001)]) as bundle:
             bundle.wait_for_state("pipelock", "starting")
-            self._refused(bundle, "ready", "pipelock", "--timeout", "0.3")
+            self._refused(bundle, "ready", "pipelock", "--timeout", "2")
 
     def test_a_daemon_that_is_not_there_not_selected_or_without_a_signal_is_the_reason(self) -> None:
         daemons = [daemon("egress", *SIGNALS), daemon("pipelock", *SIGNALS), daemon("other", *SIGNALS)]
@@ -311,12 +311,12 @@ class RestartTest(NamespaceTestCase):
             for name, reason in (
                 ("checked", "its check exited with status 3 (bad line 7)"),
                 ("gone", f"cannot execute {program}: No such file or directory"),
-                ("unready", "not ready after 0.5 s"),
+                ("unready", "not ready after 2 s"),
                 ("fails", "exited with status 4"),
                 ("other", "it is not in the table, or not selected"),
             ):
                 with self.subTest(name):
-                    told = bundle.command("restart", name, "--timeout", "0.5" if name == "unready" else "10")
+                    told = bundle.command("restart", name, "--timeout", "2" if name == "unready" else "10")
                     self.assertEqual((told.returncode, told.stdout), (1, ""))
                     self.assertRegex(told.stderr, r"\Acannot [^\n]*\n\Z")
                     self.assertIn(reason, told.stderr)

@@ -9,6 +9,7 @@ from tests.support import wait_until
 
 SIGNALS = child("signals.py")
 SLOW_BACKOFF = {"_BACKOFF_FIRST": 1000.0}
+LONG_GRACE = {"_GRACE_SECONDS": 1000.0, "_RESTART_GRACE_SECONDS": 1000.0}
 QUICK_BACKOFF = {"_BACKOFF_FIRST": 0.05}
 ANSWER = ("asked", "answered", "answer", "refused")  # what the status says of a request, not of the process
 
@@ -230,42 +231,42 @@ class TermTest(NamespaceTestCase):
     """TERM in each state: nothing is started any more, and the end comes as soon as the processes are gone."""
 
     def test_while_a_daemon_is_starting(self) -> None:
-        with Bundle([daemon("a", *SLEEP, port=7010)]) as bundle:
+        with Bundle([daemon("a", *SLEEP, port=7010)], tunables=LONG_GRACE) as bundle:
             bundle.wait_for_state("a", "starting")
             self._ends(bundle, 143)
 
     def test_while_one_waits_for_another(self) -> None:
-        with Bundle([daemon("a", *SLEEP, port=7011), daemon("b", *SLEEP, after=["a"])]) as bundle:
+        with Bundle([daemon("a", *SLEEP, port=7011), daemon("b", *SLEEP, after=["a"])], tunables=LONG_GRACE) as bundle:
             bundle.wait_for_state("b", "waiting")
             self._ends(bundle, 143)
             self.assertNotIn(b"b started", bundle.log)
 
     def test_while_one_backs_off(self) -> None:
         daemons = [daemon("a", *shell("exit 3"), restart="always"), daemon("b", *SLEEP)]
-        with Bundle(daemons, tunables=SLOW_BACKOFF) as bundle:
+        with Bundle(daemons, tunables=SLOW_BACKOFF | LONG_GRACE) as bundle:
             bundle.wait_for_state("a", "backoff")
             self._ends(bundle, 3)
             self.assertEqual(bundle.log.count(b"a started"), 1)
 
     def test_while_one_backs_off_and_nothing_else_runs(self) -> None:
-        with Bundle([daemon("a", *shell("exit 3"), restart="always")], tunables=SLOW_BACKOFF) as bundle:
+        with Bundle([daemon("a", *shell("exit 3"), restart="always")], tunables=SLOW_BACKOFF | LONG_GRACE) as bundle:
             bundle.wait_for_state("a", "backoff")
             self._ends(bundle, 3)
 
     def test_while_one_is_stopping_for_a_restart(self) -> None:
         let_go = self.scratch() / "let-go"
-        with Bundle([daemon("pipelock", *SIGNALS, "--end-when", str(let_go))]) as bundle:
+        with Bundle([daemon("pipelock", *SIGNALS, "--end-when", str(let_go))], tunables=LONG_GRACE) as bundle:
             bundle.wait_for(b"[pipelock] ready\n")
             bundle.signal(SIGUSR1)
             bundle.wait_for_state("pipelock", "stopping")
             bundle.signal(SIGTERM)
             bundle.wait_for(b"shutting down: SIGTERM")
             let_go.touch()
-            self.assertEqual(bundle.exit(5), 0)
+            self.assertEqual(bundle.exit(), 0)
             self.assertEqual(bundle.lines("pipelock").count(b"ready"), 1)
 
     def test_while_a_check_runs(self) -> None:
-        with Bundle([daemon("pipelock", *SIGNALS, check=["sleep", "2000"])]) as bundle:
+        with Bundle([daemon("pipelock", *SIGNALS, check=["sleep", "2000"])], tunables=LONG_GRACE) as bundle:
             bundle.wait_for(b"[pipelock] ready\n")
             bundle.signal(SIGUSR1)
             wait_until(lambda: bundle.running_commands("sleep 2000"), PATIENCE, "the check runs")
@@ -276,12 +277,12 @@ class TermTest(NamespaceTestCase):
         with Bundle(daemons, tunables={"_GRACE_SECONDS": 0.3}) as bundle:
             bundle.wait_for_state("a", "stopping")
             bundle.signal(SIGTERM)
-            self.assertIn(bundle.exit(5), (9, 137))
+            self.assertIn(bundle.exit(), (9, 137))
             self.assertEqual(bundle.log.count(b"a started"), 1)
 
     def _ends(self, bundle: Bundle, code: int) -> None:
         bundle.signal(SIGTERM)
-        self.assertEqual(bundle.exit(5), code)
+        self.assertEqual(bundle.exit(), code)
 
 
 def _kill(bundle: Bundle, name: str) -> None:

@@ -304,8 +304,8 @@ class ReadyTest(NamespaceTestCase):
     def test_it_is_killed_with_its_daemon(self) -> None:
         for end in (SIGKILL, SIGTERM):
             folder = self.scratch()
-            app = daemon("app", *SIGNALS, ready=child("readiness.py", folder, "wait"))
-            with self.subTest(end), Bundle([app, daemon("other", *SIGNALS)]) as bundle:
+            daemons = [daemon("app", *SIGNALS, ready=child("readiness.py", folder, "wait")), daemon("other", *SIGNALS)]
+            with self.subTest(end), Bundle(daemons, tunables={"_GRACE_SECONDS": 1000.0}) as bundle:
                 bundle.wait_for(b"] ready\n", times=2)
                 bundle.until(lambda: self._tries(folder), PATIENCE, "a try")  # noqa: B023
                 if end == SIGKILL:
@@ -313,7 +313,7 @@ class ReadyTest(NamespaceTestCase):
                     bundle.wait_for_state("app", "exited")
                     wait_until(lambda: not bundle.running_commands("readiness.py"), PATIENCE, "its end")
                 bundle.signal(SIGTERM)
-                self.assertEqual(bundle.exit(5), 137 if end == SIGKILL else 0)
+                self.assertEqual(bundle.exit(), 137 if end == SIGKILL else 0)
 
     def test_signals_are_served_while_it_hangs(self) -> None:
         folder = self.scratch()

@@ -130,7 +130,7 @@ class StartingTest(NamespaceTestCase):
             self.assertNotIn(b"stuck started", bundle.log)
             bundle.signal(SIGTERM)
             bundle.wait_for(b"[egress] SIGTERM\n")
-            self.assertEqual(bundle.exit(5), 143, "it is continued, and has got its TERM")
+            self.assertEqual(bundle.exit(), 143, "it is continued, and has got its TERM")
             self.assertEqual(bundle.events("killed"), [])
 
     def test_many_daemons_that_start_do_not_keep_a_signal_from_being_served(self) -> None:
