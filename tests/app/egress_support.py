@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, free_port, wait_until
 
 ENTRYPOINT = ROOT / "egress-entrypoint.sh"
 PROGRAMS = [ROOT / "app" / f"egress_{name}.py" for name in ("addon", "limits", "rules")]
@@ -162,8 +162,7 @@ class Egress:
             (self.addon.parent / program.name).write_bytes(program.read_bytes())
         self.conf = directory / "conf"
         self.output = directory / "output"
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.descriptors = 0  # how many it may open; 0: as many as this process
 

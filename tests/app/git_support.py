@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, free_port, wait_until
 
 GITLEAKS = os.environ.get("GITLEAKS") or shutil.which("gitleaks")
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -32,13 +32,6 @@ needs_the_real_programs = unittest.skipUnless(
 def secret() -> str:
     """A string that gitleaks takes for a GitHub token, a new one each time."""
     return "gh" + "p_" + "".join(random.SystemRandom().sample("bcdfghjkmnpqrstvwxzBCDFGHJKMNPQRSTVWXZ0123456789", 36))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listens(port: int) -> bool:

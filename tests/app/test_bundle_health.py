@@ -15,8 +15,8 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from tests.app.git_support import Daemon, free_port
-from tests.support import ROOT, wait_until
+from tests.app.git_support import Daemon
+from tests.support import ROOT, free_port, wait_until
 
 PORTS = {"git-gate": "GIT_GATE_PORT", "git-http": "GIT_HTTP_PORT", "supervise": "SUPERVISE_PORT"}
 PROGRAMS = {"git-gate": "git_gate_daemon.py", "git-http": "git_http_backend.py", "supervise": "supervise_server.py"}

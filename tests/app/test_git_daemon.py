@@ -12,8 +12,8 @@ import sys
 import unittest
 from pathlib import Path
 
-from tests.app.git_support import Daemon, GateCase, free_port, needs_the_real_programs
-from tests.support import ROOT, wait_until
+from tests.app.git_support import Daemon, GateCase, needs_the_real_programs
+from tests.support import ROOT, free_port, wait_until
 
 
 def packet(text: str) -> bytes:

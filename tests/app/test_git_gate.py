@@ -11,8 +11,8 @@ import sys
 import unittest
 from pathlib import Path
 
-from tests.app.git_support import GITLEAKS, GateCase, World, free_port, needs_the_real_programs, secret
-from tests.support import ROOT, wait_until
+from tests.app.git_support import GITLEAKS, GateCase, World, needs_the_real_programs, secret
+from tests.support import ROOT, free_port, wait_until
 
 
 @needs_the_real_programs

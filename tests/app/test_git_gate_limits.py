@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.app import git_wire
-from tests.app.git_support import GITLEAKS, free_port, needs_the_real_programs, secret
+from tests.app.git_support import GITLEAKS, needs_the_real_programs, secret
 from tests.app.git_wire import NOTHING
 from tests.app.test_git_gate_attacks import HOOK, MIRROR, NO_PERMISSIONS, SCAN, Attack
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, free_port, wait_until
 
 NO_SIZES = (SCAN, "size) > largest:", "size) > 1 << 60:")
 NO_LINES = (SCAN, "> most_lines:", "> 1 << 60:")

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import sidecar_init
-from tests.support import MODULE, ROOT, wait_until
+from tests.support import MODULE, ROOT, free_port, wait_until
 
 DEMO_TABLE = ROOT / "examples" / "demo.toml"
 DEMO = "python3 sidecar_init.py --table examples/demo.toml"
@@ -39,9 +38,7 @@ def python(command: str) -> list[str]:
 def copy_of_demo(directory: Path) -> str:
     """The demo's table with a free port, made as its own comment says."""
     table = directory / "demo.toml"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     [command] = re.findall(r"^# +(sed .*)$", DEMO_TABLE.read_text(), re.MULTILINE)
     copy, _, _ = command.replace("18574", port).partition(" >")
     table.write_text(subprocess.check_output(shlex.split(copy), cwd=ROOT, text=True))
