@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -22,7 +23,7 @@ QUICK = {"_BACKOFF_FIRST": 0.1, "_BACKOFF_LAST": 0.3}
 YEAR = 365 * 86400
 SUSPENDED = float(os.environ.get("SIDECAR_INIT_SUSPEND", "3"))
 CGROUP_V1 = Path("/sys/fs/cgroup/memory")
-UNUSED_UID = 61234  # RLIMIT_NPROC counts all processes of a user
+UNUSED_UID = random.randrange(20_000, 60_000)  # RLIMIT_NPROC counts all processes of a user, in other runs, too
 
 
 class DescriptorsTest(FaultTestCase):
@@ -122,7 +123,8 @@ class ClockTest(FaultTestCase):
         offset.write_text("0")
         daemons = [daemon("a", *SLEEP, restart="always"), daemon("pipelock", *child("signals.py", "--stay"))]
         bundle = Bundle(daemons)
-        bundle.argv = [*launcher(_shifted_clock(offset)), *bundle.argv[-2:]]
+        backoff = "module._BACKOFF_FIRST = 2.0"  # long enough to be seen on a busy machine
+        bundle.argv = [*launcher(f"{backoff}\n{_shifted_clock(offset)}"), *bundle.argv[-2:]]
         with bundle:
             bundle.wait_for_state("a", "running")
             bundle.wait_for(b"[pipelock] ready\n")
@@ -140,7 +142,7 @@ class ClockTest(FaultTestCase):
                     self.assertEqual(int(bundle.status()["updated_at"][:4]), year, "the control: it jumped")
                     pipelock = bundle.daemon("pipelock")
                     self.assertEqual((pipelock["pid"], pipelock["state"]), (old, "stopping"))
-                    bundle.wait_for_event("started", "a", times=turn + 1)  # a backoff of half a second, or one
+                    bundle.wait_for_event("started", "a", times=turn + 1)  # a backoff of two seconds, or four
                     bundle.wait_for(b"[pipelock] ready\n", times=turn + 1)  # five seconds of grace
                     killed = bundle.events("killed", "pipelock")
                     self.assertEqual(len(killed), turn)
