@@ -109,7 +109,8 @@ class TracerTest(AttackTestCase):
         for _ in range(100):
             versions.add(bundle._version())
             quiet_for(0.01)
-        self.assertLessEqual(len(versions), 2, "20 a second if every look is written")
+        # Giving up and the heartbeats before may still be written.
+        self.assertLess(len(versions), 6, "20 a second if every look is written")
 
     def test_it_is_replaced_as_soon_as_the_tracer_lets_go(self) -> None:
         bundle = self.bundle()
