@@ -151,8 +151,12 @@ class ChangedRoutes(Routed):
         self.assertEqual(self.status("https://late.example.test/"), 403)
 
     def test_a_hup_in_the_first_moments_of_egress_is_not_lost(self) -> None:
-        docker("restart", self.bundle.name)
-        self.assertGreater(self.change_until_ready(), 1)
+        def takes_more_than_one() -> bool:
+            docker("restart", self.bundle.name)
+            return self.change_until_ready() > 1
+
+        # An engine that takes long to run a command may find egress ready after the first change.
+        self.assertTrue(any(takes_more_than_one() for _ in range(5)), "a second change before egress was ready")
 
     def test_a_hup_that_its_entrypoint_ignores_restarts_nothing(self) -> None:
         docker("restart", self.bundle.name)

@@ -41,7 +41,7 @@ class ReadmeContainer(EngineTest):
         subprocess.check_output(["docker", "run", "--network", "none", *renamed(run, {"stack": self.name})[2:]])
         wait_until(partial(self.logged, "web ready"), 60, "web is ready")
         self.assertIn("[migrate] done", self.output(logs))
-        wait_until(lambda: self.output(status).count(" yes ") == 3, 10, "three daemons are ready")
+        wait_until(lambda: self.output(status).count(" yes ") == 3, 60, "three daemons are ready")
         self.output(restart)
         wait_until(partial(self.logged, "worker restarted"), 30, "worker is restarted")
         self.output(stop)
