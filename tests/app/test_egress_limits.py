@@ -133,7 +133,7 @@ class HelloTests(LimitTestCase):
     def test_slow_start_is_ended(self) -> None:
         """In the control the same connections are completed after that."""
         hello, head = client_hello(), b"CONNECT api.example.test:443 HTTP/1.1\r\nHost: api.example.test:443\r\n"
-        limited = self.patched("egress_limits.START_SECONDS = 0.3")
+        limited = self.patched("egress_limits.START_SECONDS = 1.5")
         control = self.patched("egress_limits.START_SECONDS = 600")
         for name, inside, first, rest, answer in (
             ("hello to egress", False, hello[:50], hello[50:], b"\x16"),

@@ -369,12 +369,14 @@ class UpstreamIsSharedAndSlow(Attack):
         wait_until(lambda: not list(self.upstream.glob("objects/tmp_objdir-*")), 30, "the end of upstream's hook")
 
     def test_a_push_does_not_wait_for_the_mirror_forever(self) -> None:
+        self.gate().kill()  # the mirror is made without a limit
         self.gate(GIT_GATE_PUSH_SECONDS="1", GIT_GATE_SYNC_SECONDS="1")
         self.world.commit(self.work, {"a": "a\n"})
         with self.locked("gate.lock"):
             self.assert_refused("main", because="busy for longer than GIT_GATE_PUSH_SECONDS=1 allows")
 
     def test_an_upstream_that_never_answers_a_fetch_does_not_keep_a_client(self) -> None:
+        self.gate().kill()  # the mirror is made without a limit
         gate = self.gate(GIT_GATE_SYNC_SECONDS="2")
         keys = self.world.dir / "authorized_keys"
         keys.write_text(f'command="exec cat" {keys.read_text()}')
