@@ -271,14 +271,16 @@ class WhenTheGateIsInDoubt(unittest.TestCase):
         self.world = World()
         self.addCleanup(self.world.close)
 
-    def start(self) -> None:
+    def start(self, scan_seconds: int = 60) -> None:
         """A gate whose gitleaks and configuration can be replaced while it runs."""
         self.program = self.world.dir / "gitleaks"
         self.program.symlink_to(str(GITLEAKS))
         self.config = self.world.dir / "gitleaks.toml"
         shutil.copy(ROOT / "app" / "gitleaks.toml", self.config)
         self.world.gate(
-            GIT_GATE_GITLEAKS=str(self.program), GIT_GATE_GITLEAKS_CONFIG=str(self.config), GIT_GATE_SCAN_SECONDS="3"
+            GIT_GATE_GITLEAKS=str(self.program),
+            GIT_GATE_GITLEAKS_CONFIG=str(self.config),
+            GIT_GATE_SCAN_SECONDS=str(scan_seconds),
         )
         self.work = self.world.clone_of_upstream(self.world.by_git())
         self.world.commit(self.work, {"harmless": "a\n"})
@@ -315,7 +317,7 @@ class WhenTheGateIsInDoubt(unittest.TestCase):
         self.assertIn("did not read all of the 1 commits", self.refusal())
 
     def test_gitleaks_is_killed_or_fails_or_never_ends(self) -> None:
-        self.start()
+        self.start(scan_seconds=3)
         self.assertIn("gitleaks failed with code -9", self.refusal("kill -KILL $$"))
         self.assertIn("gitleaks failed with code 1", self.refusal("echo '[]'; exit 1"))
         self.assertIn("took longer than GIT_GATE_SCAN_SECONDS=3", self.refusal("exec sleep 1000"))
