@@ -71,7 +71,7 @@ class RestartTest(FaultTestCase):
         daemons = [daemon("pipelock", str(program), "2000", restart="always"), daemon("egress", *SIGNALS)]
         with Bundle(daemons) as bundle:
             bundle.wait_for(b"[egress] ready\n")
-            egress = bundle.daemon("egress")
+            egress = bundle.wait_for_state("egress", "running")
             program.unlink()
             bundle.signal(SIGUSR1)
             bundle.wait_for(b"cannot start pipelock: cannot execute ")

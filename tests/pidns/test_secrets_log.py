@@ -160,7 +160,8 @@ class OracleTest(AttackTestCase):
         self.assertEqual(self.learned(), "sesame- done")
 
     def test_control_with_beginnings_redacted_for_all_it_does(self) -> None:
-        self.assertEqual(self.learned("redaction-of-beginnings-for-owners"), TOKEN[: len("sesame-123")])
+        learned = self.learned("redaction-of-beginnings-for-owners")  # or more, by the time that we look
+        self.assertEqual(learned[: len("sesame-123")], TOKEN[: len("sesame-123")])
 
 
 class StateOfTheOwnerTest(AttackTestCase):
