@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import unittest
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -56,7 +57,9 @@ port = 80
 class CommandTest(UnitTest):
     def setUp(self) -> None:
         self.path = self.directory()
+        self.addCleanup(time.tzset)  # the last one: TZ has its old value again
         self.use_environment(BOT_BOTTLE_SIDECAR_STATE_DIR=str(self.path), TZ="UTC", PATH="/usr/bin:/bin")
+        time.tzset()
 
     def run_command(self, *arguments: str) -> tuple[int, str, str]:
         out, err = io.StringIO(), io.StringIO()
