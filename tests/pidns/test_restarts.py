@@ -9,7 +9,7 @@ from tests.support import wait_until
 
 SIGNALS = child("signals.py")
 SLOW_BACKOFF = {"_BACKOFF_FIRST": 1000.0}
-LONG_GRACE = {"_GRACE_SECONDS": 1000.0, "_RESTART_GRACE_SECONDS": 1000.0}
+LONG_GRACE = {"_GRACE_SECONDS": 1000.0, "_RESTART_GRACE_SECONDS": 1000.0, "_CHECK_SECONDS": 1000.0}
 QUICK_BACKOFF = {"_BACKOFF_FIRST": 0.05}
 ANSWER = ("asked", "answered", "answer", "refused")  # what the status says of a request, not of the process
 

@@ -305,7 +305,8 @@ class ReadyTest(NamespaceTestCase):
         for end in (SIGKILL, SIGTERM):
             folder = self.scratch()
             daemons = [daemon("app", *SIGNALS, ready=child("readiness.py", folder, "wait")), daemon("other", *SIGNALS)]
-            with self.subTest(end), Bundle(daemons, tunables={"_GRACE_SECONDS": 1000.0}) as bundle:
+            tunables = {"_GRACE_SECONDS": 1000.0, "_READY_SECONDS": 1000.0}
+            with self.subTest(end), Bundle(daemons, tunables=tunables) as bundle:
                 bundle.wait_for(b"] ready\n", times=2)
                 bundle.until(lambda: self._tries(folder), PATIENCE, "a try")  # noqa: B023
                 if end == SIGKILL:
