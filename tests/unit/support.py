@@ -84,7 +84,7 @@ class SupervisorTest(UnitTest):
         close_descriptors(supervisor)
 
     def tick_until(
-        self, supervisor: sidecar_init._Supervisor, predicate: Callable[[], object], what: str, seconds: float = 10
+        self, supervisor: sidecar_init._Supervisor, predicate: Callable[[], object], what: str, seconds: float = 60
     ) -> None:
         def turn() -> bool:
             supervisor.tick()
@@ -93,7 +93,7 @@ class SupervisorTest(UnitTest):
         wait_until(turn, seconds, what)
 
     def tick_until_done(self, supervisor: sidecar_init._Supervisor) -> None:
-        wait_until(supervisor.tick, 10, "every child has exited for good")
+        wait_until(supervisor.tick, 60, "every child has exited for good")
 
     def tick_until_logged(self, supervisor: sidecar_init._Supervisor, text: str) -> None:
         self.tick_until(supervisor, lambda: text in self.logged(), f"{text!r} in the log")
