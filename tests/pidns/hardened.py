@@ -32,6 +32,7 @@ DOCKER = (  # what an engine gives when it is told nothing
 
 _SETUP = """
 set -e
+umask 022
 outside=$1 children=$2 bounding=$3 extra=$4; shift 4
 mount --bind "$children" /mnt
 mount --bind "$outside" /run
