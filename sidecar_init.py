@@ -574,7 +574,7 @@ class _Daemon:
                 look_at = readiness.look()
                 state = _RUNNING if process.is_ready or self.spec.oneshot else _STARTING
                 order = yield self._enter(state, min(look_at, self.history.reset_backoff(process)))
-                if order and process.returncode is None:
+                if order:  # also if the process has exited meanwhile: then the next start answers the request
                     self.history.accept()
                     problem = yield from self._check(process)
                     if not problem:

@@ -168,6 +168,22 @@ class RestartDaemon(SupervisorTest):
         self.tick_until_done(supervisor)
         self.assertIn("quick restarted", self.logged())
 
+    def test_one_that_has_exited_is_started_even_if_the_loop_has_not_seen_it(self) -> None:
+        for is_forwarded in (False, True):
+            with self.subTest("forward" if is_forwarded else "poll"):
+                supervisor = self.supervise(shell("quick", "exit 7"))
+                pid = supervisor.procs[0][1].pid
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                if is_forwarded:
+                    supervisor.forward_signal(signal.SIGHUP, "quick")
+                else:
+                    supervisor.procs[0][1].poll()
+                supervisor._restart("quick")
+                self.tick_until_done(supervisor)
+                self.assertEqual(self.logged().count("quick exited with status 7"), 2)
+                self.assertIn("quick restarted", self.logged())
+                self.log.write_text("")
+
     def test_one_that_cannot_be_started_is_false(self) -> None:
         self.assertIs(self.supervise(_DaemonSpec("missing", ["/nowhere"])).restart_daemon("missing"), False)
 
