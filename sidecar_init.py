@@ -1132,7 +1132,7 @@ class _Attempt:
             return None
         if process.problem or process.returncode == 0:
             return str(process.problem or "")
-        self._output.drain(is_last=True)
+        self._output.drain()
         last = self._output.lines.last_lines.decode("utf-8", "replace").splitlines()[-1:]
         return " ".join([self._what, how, *(f"({line})" for line in last)])
 
@@ -1374,6 +1374,7 @@ class _Output:
     def __init__(self, spec: _DaemonSpec, log: _Log, pipes: _Watch, *, is_silent: bool = False) -> None:
         self._spec, self._log, self._pipes, self._is_silent = spec, log, pipes, is_silent
         self._ends: tuple[int, int] | None = None
+        self._left: list[int] = []  # how much is still in the pipe of each earlier process: no line spans two of them
         prefix = log.prefix(f"[{spec.name}] ") if spec.prefix else b""
         self.lines = _Lines(prefix, log.secrets, spec.name, has_files=bool(spec.files))
 
@@ -1383,7 +1384,6 @@ class _Output:
 
     def writer(self) -> int:
         """The write end; the pipe is created at the first start."""
-        self._put(self.lines.finish())  # what an earlier process may have left while the log was full
         if self._ends is None:
             reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -1392,6 +1392,10 @@ class _Output:
                 _close(reader, writer)
                 raise
             self._ends = reader, writer
+        if (size := _size_of(self._ends[0])) > sum(self._left):  # the log was full when the last process exited
+            self._left.append(size - sum(self._left))
+        if not self._left:  # otherwise the rest of an unfinished line is still in the pipe
+            self._put(self.lines.finish())
         # All processes share this description; an earlier one may have made it non-blocking.
         os.set_blocking(self._ends[1], True)
         return self._ends[1]
@@ -1412,17 +1416,26 @@ class _Output:
     def close(self) -> None:
         if self._ends:
             self.drain(is_last=True)
+            if not self._is_silent and _size_of(self._ends[0]):
+                whose = f"a check or readiness command of {self._spec.name}"
+                self._log.say(f"some output of {whose} was lost: the log is full, or the command goes on writing")
             self._pipes.remove(self._ends[0])
             _close(*self._ends)
-            self._ends = None
+            self._ends, self._left = None, []
 
     def _read(self) -> int:
         assert self._ends
         try:
-            chunk = os.read(self._ends[0], _READ_SIZE)
+            chunk = os.read(self._ends[0], min(_READ_SIZE, self._left[0]) if self._left else _READ_SIZE)
         except BlockingIOError:
+            self._left.clear()  # a process of the daemon has read its own pipe
             return 0
         self._put(self.lines.feed(chunk))
+        if self._left:
+            self._left[0] -= len(chunk)
+            if not self._left[0]:
+                del self._left[0]
+                self._put(self.lines.finish())
         return len(chunk)
 
     def _put(self, text: bytes) -> None:
@@ -1550,7 +1563,7 @@ _EXPOSING = [  # with one of these, a daemon can read what belongs to others, or
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "SETGID", "SETUID", "SYS_MODULE", "SYS_RAWIO",
     "SYS_PTRACE", "SYS_ADMIN", "MKNOD", "PERFMON", "BPF",
 ]  # fmt: skip
-_PIDFD_SIGNAL_PROCESS_GROUP = 4
+_PIDFD_SIGNAL_PROCESS_GROUP, _FIONREAD = 4, 0x541B
 _NO_ID = 2**32 - 1  # for setresuid: leave it as it is
 
 
@@ -1966,6 +1979,14 @@ class _OomCounter:
         before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
         self._kills = int(counts[counts.index(b"oom_kill") + 1]) if b"oom_kill" in counts else 0
         return self._kills > before if self._fd >= 0 else None
+
+
+def _size_of(pipe: int) -> int:
+    """How many bytes are in it; 0 on a processor for which FIONREAD has another number."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(pipe, _FIONREAD, bytes(4)))[0])
+    except OSError:
+        return 0
 
 
 def _open_for_log(fd: int) -> tuple[int, bool]:

@@ -15,6 +15,8 @@ NAMES = [
     "audit", "stats", "image", "video", "chat", "admin",
 ]  # fmt: skip
 
+FLOOD = "*~" * 24  # more than the log can hold while it is not read
+
 
 class Scenario:
     """A table, its options and a history: what a test case holds."""
@@ -159,7 +161,7 @@ def _members(choice: random.Random, name: str) -> str:
 
 
 def _writes(choice: random.Random, name: str) -> str:
-    words = ["abc~", "abc", "~", "a$b~", "x<", ">y~", "<", ">", "*", "*~", "hello_world~more~", "$", "~~"]
+    words = ["abc~", "abc", "~", "a$b~", "x<", ">y~", "<", ">", "*", "*~", "hello_world~more~", "$", "~~", FLOOD]
     command = choice.choice([name, name, f"check-{name}"])
     return f"write {command} {''.join(choice.choices(words, k=choice.randint(1, 3)))}"
 

@@ -448,6 +448,8 @@ class Kernel:
             self.violate(f"PID 1 closes descriptor {fd} twice")
         if isinstance(file, _WriteEnd):
             file.pipe.writers.discard(self)
+        elif isinstance(file, _ReadEnd):
+            self.on_empty(file.pipe)  # for PID 1
 
     def read(self, fd: int, size: int) -> bytes:
         self.enter("read")
@@ -469,6 +471,11 @@ class Kernel:
         if not getattr(file, "never_blocks", False):
             self.violate("PID 1 blocks in read")
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def ioctl(self, fd: int, number: int, _: bytes) -> bytes:
+        """FIONREAD, of a pipe."""
+        self.enter("ioctl")
+        return len(self.file(fd).pipe.data).to_bytes(4, "little")
 
     def set_blocking(self, fd: int, blocking: bool) -> None:
         self.enter("fcntl")
@@ -738,7 +745,9 @@ class Kernel:
                 valid_signals=lambda: _VALID_SIGNALS, pthread_sigmask=self.pthread_sigmask,
                 raise_signal=self.signal_supervisor, pidfd_send_signal=self.pidfd_send_signal,
             ),
-            "fcntl": _stand_in("fcntl", vars(__import__("fcntl")), fcntl=lambda fd, *_: fd, flock=_nothing),
+            "fcntl": _stand_in(
+                "fcntl", vars(__import__("fcntl")), fcntl=lambda fd, *_: fd, flock=_nothing, ioctl=self.ioctl
+            ),
             "resource": _stand_in(
                 "resource", vars(__import__("resource")), getrlimit=lambda kind: (1024, 4096), setrlimit=_nothing
             ),

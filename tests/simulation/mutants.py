@@ -34,7 +34,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ("self.children.pop(pid, (None, None))", "self.children.get(pid, (None, None))"),
     ],
     "a deadline does not lower the loop's": [
-        ("min((daemon.deadline for daemon in self._daemons), default=_NEVER)",
+        ("min((self._write_by, *(daemon.deadline for daemon in self._daemons)))",
          "max((daemon.deadline for daemon in self._daemons), default=_NEVER)"),
     ],
     "a check repeats for ever": [

@@ -49,6 +49,12 @@ class Found(unittest.TestCase):
             with self.subTest(error):
                 self.replay({"web": {}}, history)
 
+    def test_what_a_process_has_left_in_the_pipe_while_the_log_is_full_is_not_continued_by_the_next_one(self) -> None:
+        flood = ["stall", "write db " + "***~" * 9, "wait 0.02"]
+        others = [event for name in ("mail", "cron", "log") for event in (f"write {name} *~", f"exit {name} 0")]
+        history = [*flood, *others, "write web abc", "exit web 1", "wait 0.6", "write web y~"]
+        self.replay({"web": {"restart": "always"}, "db": {}, "mail": {}, "cron": {}, "log": {}}, history)
+
     # In those that follow, a rule was wrong, not the supervisor.
 
     def test_a_shutdown_leaves_a_reader_that_has_stalled_a_moment_when_all_is_over(self) -> None:

@@ -41,12 +41,17 @@ class Lines:
     def __init__(self, pipe: Pipe) -> None:
         self.pipe, self.raw, self.dropped = pipe, bytearray(), 0
         self.cuts: set[int] = set()
+        self.seams: set[int] = set()  # where one process ended and the next one began
         self.places = {0}  # up to each of them, all may be out: only what follows tells where a line was cut
         pipe.lines = self.raw.extend
 
     def cut(self) -> None:
         """A line may end here without a newline."""
         self.cuts.add(self.pipe.taken)
+
+    def part(self) -> None:
+        """No line has bytes of two processes."""
+        self.seams.add(self.dropped + len(self.raw))
 
     def take(self, line: bytes) -> bool:
         """Whether this line is the next one."""
@@ -59,11 +64,12 @@ class Lines:
     def _ends(self, place: int, line: bytes) -> Iterator[int]:
         """Where this line may end if it begins here."""
         start = place - self.dropped
-        newline = self.raw.find(b"\n", start)
-        expected = bytes(self.raw[start : newline if newline >= 0 else len(self.raw)])
+        stop = min((seam for seam in self.seams if seam > place), default=self.dropped + len(self.raw)) - self.dropped
+        newline = self.raw.find(b"\n", start, stop)
+        expected = bytes(self.raw[start : newline if newline >= 0 else stop])
         if newline >= 0 and self._equal(expected, line):
             yield place + len(expected) + 1
-        for cut in self.cuts:
+        for cut in self.cuts | self.seams:
             if place < cut <= place + len(expected) and self._equal(expected[: cut - place], line):
                 yield cut
         words, out = b"".join(_TEXT.findall(expected)), b"".join(_TEXT.findall(line.replace(_REDACTED, b"")))
@@ -82,6 +88,7 @@ class Lines:
             del self.raw[: before - self.dropped]
             self.dropped = before
         self.cuts = {cut for cut in self.cuts if cut > before}
+        self.seams = {seam for seam in self.seams if seam > before}
 
     @staticmethod
     def _equal(expected: bytes, line: bytes) -> bool:
@@ -537,6 +544,7 @@ class World:
         name = seen.name
         if seen.lines:
             seen.lines.cut()
+            seen.lines.part()
         old = [one for one in self.kernel.processes.values() if one.leader.command == name and one is not process]
         left = [one for one in old if one.group is one.leader.group and signal.SIGKILL not in one.pending]
         left = [one for one in left if not one.leader.is_denied]  # KILL has reached a part of that group, if any
@@ -719,7 +727,10 @@ class World:
             self.loses_lines |= not self.kernel.stdout.is_read
             return  # PID 1 only waits for the log's reader, and not for long
         if self.loses_events and not self.kernel.stdout.is_read:  # and the status may not tell that it only waits
-            self.loses_lines |= shutdown_at is not None or not any(seen.is_up for seen in self.seen.values())
+            is_over = not any(seen.is_up for seen in self.seen.values())
+            self.loses_lines |= shutdown_at is not None or is_over
+            if is_over:
+                return
         if self.wanted_at is not None:
             self._demand(shutdown_at is not None or self.is_excused, "a request to shut down is ignored")
         if not self.loses_events:

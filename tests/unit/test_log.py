@@ -15,9 +15,10 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-from sidecar_init import _LOG_LIMIT, _LOG_RESERVE, _Log
+import sidecar_init
+from sidecar_init import _LOG_LIMIT, _LOG_RESERVE, _DaemonSpec, _Log, _Output, _Watch
 from tests.support import wait_until
-from tests.unit.support import NO_SECRETS, UnitTest
+from tests.unit.support import NO_SECRETS, UnitTest, secrets
 
 LINES = [b"[x] %06d %s\n" % (number, b"." * 88) for number in range(10000)]  # 1 MB
 
@@ -307,6 +308,67 @@ class Colours(LogTest):
     def test_a_daemon_keeps_its_colour(self) -> None:
         log = self.open(self.terminal()[1])
         self.assertEqual(log.prefix("[web] "), log.prefix("[web] "))
+
+
+class ProcessesOfOneDaemon(LogTest):
+    """Their output waits in one pipe while the log is full."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.reader, writer = self.pipe()
+        os.set_blocking(self.reader, False)
+        self.container_log = _Log(writer, secrets(A=b"s3cr3t-0123456789"))
+        self.close_later(self.container_log.fd)
+        self.output = _Output(_DaemonSpec("egress", ["egress"]), self.container_log, _Watch())
+        self.addCleanup(self.output.close)
+
+    def lines_of(self, *processes: list[bytes], before: bytes = b"") -> list[bytes]:
+        """What comes out of what each process wrote in these pieces, one after the other, while the log was full.
+
+        The first process has written `before` when there was room.
+        """
+        os.write(self.output.writer(), before)
+        self.output._read()
+        self.container_log.put(b"." * (_LOG_LIMIT + _LOG_RESERVE) + b"\n")
+        for number, pieces in enumerate(processes):
+            if number or not before:
+                self.output.writer()
+            assert self.output._ends
+            writer = self.output._ends[1]
+            for piece in pieces:
+                os.write(writer, piece)
+            self.output.drain()  # at its exit: there is no room
+        received = b""
+        while b"the end" not in received:
+            self.output.drain()
+            self.container_log.flush()
+            received += os.read(self.reader, 1 << 20)
+        return [line.removeprefix(b"[egress] ") for line in received.splitlines()[1:]]
+
+    def test_no_line_has_bytes_of_two(self) -> None:
+        last, expected = b"x" * 60_000, [b"one", b"two", b"three", b"", b"fourfive"]
+        lines = self.lines_of([b"one\ntwo"], [b"three"], [b"\nfour", b"five\n"], [], [last], [b"the end\n"])
+        self.assertEqual(lines, [*expected, last, b"the end"])
+
+    def test_the_beginning_of_a_secret_that_an_exit_cuts_off_is_redacted(self) -> None:
+        lines = self.lines_of([b"token s3cr3t-01234"], [b"the end\n"])
+        self.assertEqual(lines, [b"token [redacted EGRESS_TOKEN_A]", b"the end"])
+
+    def test_a_line_of_which_a_part_was_read_is_finished_after_its_rest(self) -> None:
+        lines = self.lines_of([b"3t-0123456789 and more\ntwo"], [b"the end\n"], before=b"token s3cr")
+        self.assertEqual(lines, [b"token [redacted EGRESS_TOKEN_A] and more", b"two", b"the end"])
+
+    def test_what_another_process_takes_out_of_the_pipe_splits_no_line(self) -> None:
+        os.write(self.output.writer(), b"one\ntwo")
+        self.output.writer()
+        assert self.output._ends
+        os.read(self.output._ends[0], 7)  # as a process of the daemon can, by /proc/self/fd/1
+        self.output.drain()
+        self.assertEqual(self.lines_of([b"0123456789\n"], [b"the end\n"]), [b"0123456789", b"the end"])
+
+    def test_on_a_processor_that_counts_otherwise_all_comes_out(self) -> None:
+        with mock.patch.object(sidecar_init, "_FIONREAD", 0):
+            self.assertEqual(self.lines_of([b"one\n"], [b"the end\n"]), [b"one", b"the end"])
 
 
 if __name__ == "__main__":
