@@ -79,8 +79,8 @@ _LINE_LIMIT = 65536
 _LOG_LIMIT = 1 << 20  # when this much output is buffered, daemons block on write
 _LOG_RESERVE = 1 << 18  # on top of that: for the last lines of exited daemons, and for the supervisor's own
 _LAST_LINES_SIZE = 4096  # bytes of output that the event of an exit may include
-_EVENTS_LIMIT = 1 << 20
-_FILE_LIMIT, _SECRET_LIMIT = 1 << 20, 1 << 16
+_RETRY_SECONDS = 5.0  # after the status could not be written: a full disk may have room again
+_EVENTS_LIMIT, _FILE_LIMIT, _SECRET_LIMIT = 1 << 20, 1 << 20, 1 << 16
 _STATE_DIRECTORY = "/run/sidecar-init"
 _FIRST_ROW_SIGNAL = 34  # what `docker kill --signal RTMIN` sends, whatever libc calls SIGRTMIN
 
@@ -185,7 +185,7 @@ class _Supervisor:
         self._shutdown: _StopOrder | None = None
         self._fatal_status: int | None = None  # of the essential daemon that ended the container
         self._due: dict[_Daemon, None] = {}  # those to be advanced, in order
-        self._heartbeats, self._write_by, self._may_pause = 0, 0.0, False
+        self._heartbeats, self._write_by, self._may_pause = 0, _NEVER, False
 
     @property
     def procs(self) -> list[tuple[_DaemonSpec, _Process]]:
@@ -369,7 +369,7 @@ class _Supervisor:
         return None
 
     def _time_to_next_deadline(self) -> float:
-        deadline = min((daemon.deadline for daemon in self._daemons), default=_NEVER)
+        deadline = min((self._write_by, *(daemon.deadline for daemon in self._daemons)))
         wait = 0.0 if self._state.must_recheck or self._due else max(0.0, deadline - self._clock())
         return wait if self._inbox else min(wait, _POLL_INTERVAL)  # without an inbox, no exit wakes the loop
 
@@ -404,22 +404,22 @@ class _Supervisor:
                 self.request_shutdown(f"{daemon.spec.name} is essential and {why}")
 
     def _write_status(self, *, is_done: bool) -> None:
-        self._write_by = _NEVER
+        self._write_by = self._clock() + _RETRY_SECONDS
         about = {
             "pid": os.getpid(), "start_ticks": self._launcher.start_ticks, "heartbeats": self._heartbeats,
             "state": "stopped" if is_done else "shutting-down" if self._shutdown else "running",
             "started_at": self._launcher.started_at, "updated_at": _timestamp(time.time()),
             "signals": {name: {action: target} for name, (action, target) in _SIGNALS.items()},
         }  # fmt: skip
-        self._state.write(about, {daemon.spec.name: daemon.describe for daemon in self._daemons})
+        if self._state.write(about, {daemon.spec.name: daemon.describe for daemon in self._daemons}):
+            self._write_by = _NEVER
 
 
 # -- one daemon --------------------------------------------------------------------------------------------------------
 
 _WAITING, _STARTING, _RUNNING, _CHECKING, _STOPPING = "waiting", "starting", "running", "checking", "stopping"
 _BACKOFF, _EXITED, _FAILED, _STOPPED = "backoff", "exited", "failed", "stopped"
-_LIVE = (_STARTING, _RUNNING, _CHECKING)
-_ENDED = (_EXITED, _FAILED, _STOPPED)
+_LIVE, _ENDED = (_STARTING, _RUNNING, _CHECKING), (_EXITED, _FAILED, _STOPPED)
 _NEVER = float("inf")
 
 
@@ -948,7 +948,7 @@ class _State:
     """`status.json` and `events.jsonl`, written at the end of a turn."""
 
     def __init__(self, directory: str, log: _Log) -> None:
-        self._log, self._directory = log, None
+        self._log, self._directory, self._is_failing = log, None, False
         try:
             self._directory = _Directory(directory) if directory else None
         except OSError as error:
@@ -961,7 +961,6 @@ class _State:
         self._events: list[str] = []
         self._stale: set[str] = set()
         self._described: dict[str, str] = {}
-        self._is_failing = False
 
     def touch(self, daemon: str | None = None) -> None:
         """Note that something visible has changed."""
@@ -976,11 +975,11 @@ class _State:
             about = {"time": _timestamp(time.time()), "event": event, "daemon": daemon, "pid": pid, **more}
             self._events.append(_json(about) + "\n")
 
-    def write(self, about: Mapping[str, object], daemons: Mapping[str, Callable[[], object]]) -> None:
-        """Append the events and replace the status; never raises OSError."""
+    def write(self, about: Mapping[str, object], daemons: Mapping[str, Callable[[], object]]) -> bool:
+        """Append the events and replace the status. False if the directory does not take them."""
         self.is_stale = False
         if not self._directory:
-            return
+            return True
         for name, describe in daemons.items():
             if name in self._stale or name not in self._described:
                 self._described[name] = _json(describe())
@@ -996,6 +995,7 @@ class _State:
             if not self._is_failing:
                 self._log.say(f"cannot write to {self._directory.path}: {error.strerror}; the status is out of date")
             self._is_failing = True
+        return not self._is_failing
 
 
 # -- end of the core: the classes that it uses follow ------------------------------------------------------------------

@@ -419,6 +419,7 @@ class StateDirectoryTest(NamespaceTestCase):
                 bundle.wait_for(b"[pipelock] ready\n", times=2)
                 self.assertEqual(len(self._warnings(bundle, str(disk))), 1, bundle.own_lines())
                 filler.unlink()
+                wait_until((disk / "status.json").exists, PATIENCE, "the status, without any other change")
                 self._works(bundle)
                 self.assertEqual(json.loads((disk / "status.json").read_text())["state"], "stopped")
 

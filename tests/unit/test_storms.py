@@ -40,6 +40,31 @@ class Status(MachineTest):
         self.supervisor.tick()
         self.assertFalse(state.is_stale)
 
+    def test_it_is_written_again_if_that_has_failed(self) -> None:
+        self.supervise(_DaemonSpec("web", ["web"]))
+        self.happen("start")
+        supervisor, state = self.supervisor, self.supervisor._state
+        state.touch()
+
+        def fail(*_: object) -> bool:
+            state.is_stale = False
+            return False
+
+        with mock.patch.object(state, "write", side_effect=fail) as write:
+            supervisor.tick()
+            self.assertEqual(write.call_count, 1)
+            self.assertLessEqual(supervisor._time_to_next_deadline(), sidecar_init._RETRY_SECONDS)
+            supervisor.tick()
+            self.assertEqual(write.call_count, 1)
+            self.clock.now += sidecar_init._RETRY_SECONDS
+            supervisor.tick()
+            self.assertEqual(write.call_count, 2)
+
+    def test_a_status_that_was_written_wakes_no_loop(self) -> None:
+        self.supervise(_DaemonSpec("web", ["web"]))
+        self.happen("start")
+        self.assertEqual(self.supervisor._write_by, sidecar_init._NEVER)
+
 
 class SmallWrites(UnitTest):
     def test_a_pipe_that_gives_one_byte_a_read_is_not_drained_for_long(self) -> None:
