@@ -2018,6 +2018,8 @@ class _Directory:
         try:
             if os.fstat(self._fd).st_uid != os.geteuid():
                 raise PermissionError(errno.EPERM, "it belongs to another user")
+            if os.path.realpath(path) in ("/tmp", "/var/tmp", "/dev/shm"):
+                raise PermissionError(errno.EPERM, "all users write to it")
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.fchmod(self._fd, 0o755)  # whatever the umask is
         except OSError as error:

@@ -133,7 +133,7 @@ class Arrangements(EngineTest):
         as_in_the_example = ("--user", "9418:9418", "--volume", f"{name}:/volume", "--entrypoint", "mkdir")
         docker("run", "--rm", "--read-only", *as_in_the_example, IMAGE, "-p", "-m", "0755", "/volume/git")
         options = ("--read-only", *CAPABILITIES, "--security-opt", "no-new-privileges")
-        mounts = ("--tmpfs", "/run/sidecar-init:mode=0777", "--volume", f"{place}/git:/srv/git")
+        mounts = ("--tmpfs", "/run/sidecar-init:mode=1777", "--volume", f"{place}/git:/srv/git")
         with Bundle(self.world, *options, *mounts) as bundle:
             self.assert_git_works()
             self.assertNotIn("every account can write", bundle.log())

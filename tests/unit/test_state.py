@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import unittest
@@ -194,6 +195,22 @@ class Directory(StateTest):
         before = path.stat().st_mode, sorted(os.listdir(path))
         self.is_refused(path, "it belongs to another user")
         self.assertEqual((path.stat().st_mode, sorted(os.listdir(path))), before)
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root owns these")
+    def test_one_in_which_all_users_write_is_left_to_them(self) -> None:
+        for path in map(Path, ("/tmp", "/dev/shm/", "/dev/../tmp")):
+            mode = path.stat().st_mode
+            self.addCleanup(path.chmod, stat.S_IMODE(mode))
+            self.is_refused(path, "all users write to it")
+            self.assertEqual(path.stat().st_mode, mode)
+            self.log.write_text("")
+
+    def test_a_new_tmpfs_is_taken(self) -> None:
+        """In Kubernetes it has the mode of /tmp."""
+        self.path.mkdir()
+        self.path.chmod(0o1777)
+        self.write(self.state())
+        self.assertEqual((self.path.stat().st_mode & 0o7777, self.said()), (0o755, []))
 
     def test_a_file_in_its_place_is_reported(self) -> None:
         self.path.write_text("")
