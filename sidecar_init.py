@@ -102,7 +102,7 @@ class _DaemonSpec:
         self.user = user  # the account it runs as; None: the supervisor's
         self.port = port  # ready when a new socket listens here
         self.ready = tuple(ready or ())  # ready when this command exits 0
-        self.after = tuple(after)  # names that must have been ready once before the first start
+        self.after = tuple(dict.fromkeys(after))  # names that must have been ready once before the first start
         self.check = tuple(check or ())  # must exit 0 before a restart stops the running process
         self.oneshot = oneshot  # runs to completion; ready when it has exited with 0
         self.essential = essential  # the container ends when this daemon has ended for good, or crash-loops
@@ -1043,7 +1043,7 @@ class _Process:
         return self.report < 0 and self.problem is None
 
     def read_report(self) -> None:
-        """Read why there was no exec, if so; called when the pipe is readable or the child has exited."""
+        """Read the reason if the exec failed; called when the pipe is readable or the child has exited."""
         number, _, step = os.read(self.report, 4096).decode("utf-8", "replace").partition(" ")
         if number:
             self.problem = _CannotStart(step, int(number) if number.isdecimal() else errno.EINVAL)
@@ -1680,8 +1680,11 @@ class _Account:
     def of_ids(cls, ids: str) -> _Account | None:
         """For "UID" or "UID:GID"; None for anything else, and for uid 0."""
         uid, _, gid = (ids if ":" in ids else f"{ids}:{ids}").partition(":")
-        are_ids = all(one.isdecimal() and len(one) <= 10 and int(one) < _NO_ID for one in (uid, gid))
-        return cls(ids, int(uid), int(gid)) if are_ids and int(uid) else None
+        return cls(ids, int(uid), int(gid)) if _is_id(uid) and _is_id(gid) and int(uid) else None
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < _NO_ID
 
 
 def _read_accounts() -> dict[str, _Account]:
@@ -1696,8 +1699,8 @@ def _read_accounts() -> dict[str, _Account]:
         for name, _, first, second, *more in lines:
             if not more:  # a group: its number and its members
                 for account in [accounts[member] for member in second.split(",") if member in accounts]:
-                    account.groups += [int(first)] if first.isdecimal() else []
-            elif first.isdecimal() and second.isdecimal() and max(int(first), int(second)) < _NO_ID:
+                    account.groups += [int(first)] if _is_id(first) else []
+            elif _is_id(first) and _is_id(second):
                 accounts.setdefault(name, _Account(name, int(first), int(second), more[1] or "/"))
     return accounts
 
@@ -2125,6 +2128,15 @@ def _one_line(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def _complain(text: str) -> None:
+    """Print a line on stderr. If that is broken, the exit status still reports the failure."""
+    try:
+        if sys.stderr:  # else it is closed, and print would take stdout
+            print(_one_line(text), file=sys.stderr)
+    except OSError:
+        pass
+
+
 def _json(value: object) -> str:
     """`value` as JSON. The module `json` would cost PID 1 15 ms and 1.5 MB."""
     if value is None or isinstance(value, bool):
@@ -2426,7 +2438,7 @@ def _status(options: Namespace) -> int:
             if row["reason"] and not row["ready"]:
                 print(_one_line(f"{row['name']} {row['reason']}{again}"))
     if status["stale"]:
-        print(_one_line(f"stale status: {status['stale']}"), file=sys.stderr)
+        _complain(f"stale status: {status['stale']}")
     return 1 if status["stale"] else 0
 
 
@@ -2486,6 +2498,9 @@ def _events(options: Namespace) -> int:
 
     lines = _read_events()
     _demand(lines or options.follow, "cannot find events: no supervisor has written any")
+    for name in options.names:
+        if not (options.follow or any(f'"daemon": "{name}"' in line for line in lines)):
+            _row_of(_read_status(may_be_stale=True), name)
     for text in show(lines)[-int(options.n) :] if options.n >= 1 else []:
         print(text, flush=options.follow)
     reader = select.poll()
@@ -2515,6 +2530,9 @@ def _reload(options: Namespace) -> int:
         _demand(ways, f"{cannot}: the table's signals reload {reloaded}; try restart")
         verb, number = min(ways)  # forward, if there are both
     _demand(number, f"{cannot}: its row has no signal; only the first 31 rows have one")
+    before = next(rows())
+    is_between = verb == "forward" and before["asked"] != before["answered"]
+    _demand(not is_between, f"{cannot}: a restart of it is in progress; try again")
     before = _row_of(_send(number), name)
     row = next((row for row in rows() if before["asked"] < row["asked"] == row["answered"]), {})
     _demand(row, f"{cannot}: the supervisor has not answered {in_time}; see its log")
@@ -2770,6 +2788,7 @@ def _answer(words: list[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the locale may not be able to encode what daemons said
     command: Callable[[Any], int] | None = None
+    code = 0
     try:
         command, options = _command_line(words)
         code = command(options)
@@ -2778,7 +2797,7 @@ def _answer(words: list[str]) -> int:
     except OSError as error:
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)  # the interpreter must not try to write again
         if isinstance(error, BrokenPipeError):
-            return 0  # the reader has left
+            return code  # the reader has left
         what = f"read {error.filename}" if error.filename else "write the answer"
         raise _Refusal(f"cannot {what}: {error.strerror}") from None
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
@@ -2803,13 +2822,13 @@ def main(argv: Sequence[str] | None = None, program: CodeType | None = None) -> 
             _start_over(program)
         return _supervise()
     except _Refusal as refusal:
-        print(_one_line(str(refusal)), file=sys.stderr)
+        _complain(str(refusal))
         return refusal.exit_code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         what = f"{error.filename}: {error.strerror}; the container must have /dev and /proc"
-        print(_one_line(f"cannot supervise: {what if error.filename else error.strerror}"), file=sys.stderr)
+        _complain(f"cannot supervise: {what if error.filename else error.strerror}")
         return 1
 
 

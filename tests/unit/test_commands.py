@@ -201,6 +201,22 @@ class WithoutSupervisor(CommandTest):
             code, _, err = self.run_command("plan")
         self.assertEqual((code, err), (1, f"cannot read /etc/passwd: {reason}\n"))
 
+    def test_an_error_that_cannot_be_written_leaves_the_exit_status(self) -> None:
+        command = f"{sys.executable} -ISBu {MODULE} --table {self.path}/none.toml"
+        for redirection in ("2>/dev/full", "2>&-", "2>&1 | :; exit ${PIPESTATUS[0]}"):
+            with self.subTest(redirection):
+                ended = subprocess.run(["bash", "-c", f"{command} {redirection}"], capture_output=True)
+                self.assertEqual((ended.returncode, ended.stdout, ended.stderr), (2, b"", b""))
+
+    def test_a_reader_that_leaves_leaves_the_exit_status(self) -> None:
+        table = self.path / "table.toml"
+        table.write_text('[[daemon]]\nname = "db"\nargv = ["/nowhere/db"]\n')
+        reader, writer = self.pipe()
+        with open(os.devnull) as null:
+            os.dup2(null.fileno(), reader)  # which closes the pipe's end
+        command = [sys.executable, "-ISB", str(MODULE), "plan", "--table", str(table)]
+        self.assertEqual(subprocess.run(command, stdout=writer, stderr=subprocess.DEVNULL).returncode, 1)
+
     def test_one_that_is_gone_is_reported_with_its_last_update(self) -> None:
         self.write_status(os.getpid(), start_ticks=1)  # the pid is another process's by now
         code, out, err = self.run_command("status")
@@ -497,6 +513,11 @@ class Events(CommandTest):
                 self.assertEqual([json.loads(line)["daemon"] for line in lines], expected)
                 self.assertEqual(len(self.run_command("events", *names)[1].splitlines()), len(expected))
 
+    def test_a_name_without_events_that_is_in_no_table_is_reported(self) -> None:
+        code, out, err = self.run_command("events", "wbe")
+        why = "it is not in the table, or not selected; there are web"
+        self.assertEqual((code, out, err), (1, "", f"cannot find daemon wbe: {why}\n"))
+
     def test_as_many_of_a_name_as_requested_are_shown(self) -> None:
         self.write_events(
             *({"event": "ready", "daemon": name, "number": n} for n in range(9) for name in ("db", "web"))
@@ -627,6 +648,12 @@ class Apply(Reload):
         answer = "cannot signal web: it is not running"
         self.answered(signal.SIGHUP, answered=5, answer=answer, refused=True)
         self.assertEqual(self.refusal("apply", "web"), f"{answer}\n")
+
+    def test_one_that_is_being_restarted_is_reported(self) -> None:
+        pid = self.answered(signal.SIGHUP, answered=5)
+        self.write_status(pid, daemons=[{**DAEMON, "asked": 5}])
+        self.assertEqual(self.refusal("apply", "web"), "cannot apply web: a restart of it is in progress; try again\n")
+        self.assertTrue((self.path / "answer").exists(), "no signal was sent")
 
     def test_one_that_has_no_handler_and_exits_is_reported(self) -> None:
         self.answered(signal.SIGHUP, answered=5, pid=None, last_exit="was terminated by SIGHUP")

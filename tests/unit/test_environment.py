@@ -6,7 +6,7 @@ import os
 import unittest
 from unittest import mock
 
-from sidecar_init import _Account, _DaemonSpec, _env_for_daemon, _warnings
+from sidecar_init import _Account, _DaemonSpec, _env_for_daemon, _read_accounts, _warnings
 from tests.unit.support import UnitTest
 
 PUBLIC = {"PATH": "/bin", "EGRESS_TOKEN": "no secret", "XEGRESS_TOKEN_B": "neither"}
@@ -59,6 +59,20 @@ class Environment(UnitTest):
         for name in ("a", "b"):
             self.assertEqual(_env_for_daemon(name, base).keys(), {"A_1", "C_1"})
         self.assertEqual(_env_for_daemon("c", base).keys(), {"C_1"})
+
+
+class Accounts(UnitTest):
+    def test_an_id_that_no_process_can_have_is_none(self) -> None:
+        files = {path: self.directory() / "file" for path in ("/etc/passwd", "/etc/group")}
+        with mock.patch("builtins.open", lambda path, *more, real=open, **fields: real(files[path], *more, **fields)):
+            for number in ("9" * 5000, "4294967295", "99999999999", "-1", "\uff11\uff10", "0x1", ""):
+                with self.subTest(number):
+                    files["/etc/passwd"].write_text(f"bad:x:{number}:7::/:\nworse:x:7:{number}::/:\nweb:x:7:7::/:\n")
+                    files["/etc/group"].write_text(f"one:x:{number}:web\nother:x:8:web\n")
+                    accounts = _read_accounts()
+                    self.assertEqual([*accounts], ["web"])
+                    self.assertEqual(accounts["web"].groups, [7, 8])
+                    self.assertIsNone(_Account.of_ids(number))
 
 
 class Warnings(UnitTest):
