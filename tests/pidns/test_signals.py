@@ -271,6 +271,7 @@ class RowTest(NamespaceTestCase):
             self.assertEqual(bundle.events("restarting"), [])
         with Bundle(daemons) as bundle:
             bundle.wait_for_state("d31", "running")
+            bundle.wait_for_state("d30", "running")  # a request before that is answered by the first start
             self.assertEqual((bundle.daemon("d30")["signal"], bundle.daemon("d31")["signal"]), (64, None))
             bundle.signal(64)
             bundle.wait_for(b"d30 restarted (pid ")
