@@ -366,6 +366,16 @@ class ProcessesOfOneDaemon(LogTest):
         self.output.drain()
         self.assertEqual(self.lines_of([b"0123456789\n"], [b"the end\n"]), [b"0123456789", b"the end"])
 
+    def test_what_is_lost_of_the_output_of_a_command_is_reported(self) -> None:
+        for is_silent in (False, True):
+            command = self.output.sibling(is_silent=is_silent)
+            os.write(command.writer(), b"one\n")
+            self.container_log.put(b"." * (_LOG_LIMIT + _LOG_RESERVE // 2) + b"\n")
+            command.close()
+            is_reported = b"readiness command of egress was lost: " in self.container_log._buffer
+            self.assertEqual(is_reported, not is_silent)
+            self.container_log._buffer.clear()
+
     def test_on_a_processor_that_counts_otherwise_all_comes_out(self) -> None:
         with mock.patch.object(sidecar_init, "_FIONREAD", 0):
             self.assertEqual(self.lines_of([b"one\n"], [b"the end\n"]), [b"one", b"the end"])

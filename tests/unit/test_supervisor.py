@@ -129,6 +129,11 @@ class ForwardSignal(SupervisorTest):
         self.assertIn("SIGHUP for sleeper dropped: the supervisor is shutting down\n", self.logged())
 
 
+class Rows(unittest.TestCase):
+    def test_one_that_waits_for_another_twice_waits_for_it_once(self) -> None:
+        self.assertEqual(_DaemonSpec("web", ["web"], after=["db", "queue", "db"]).after, ("db", "queue"))
+
+
 class RestartDaemon(SupervisorTest):
     def test_it_is_done_when_it_returns(self) -> None:
         supervisor = self.supervise(SLEEPER, OTHER)
