@@ -72,7 +72,7 @@ class Found(unittest.TestCase):
         self.replay({"web": {}}, ["stall", "write web *~*~~~", "fail write_state 24", "int", "deadline"])
 
     def test_a_line_that_an_exit_cut_short_is_not_taken_for_what_the_next_process_writes(self) -> None:
-        """Where it was cut, only the line after it tells: both end in a part of a secret."""
+        """Only the next line shows where it was cut: both end in a part of a secret."""
         history = ["stall", "write web **~", "write web *x<<", "exit web 0", "wait 2", "write web $>~"]
         self.replay({"web": {"restart": "always"}}, history, old_kernel=True, secrets="web")
 

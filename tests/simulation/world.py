@@ -42,7 +42,7 @@ class Lines:
         self.pipe, self.raw, self.dropped = pipe, bytearray(), 0
         self.cuts: set[int] = set()
         self.seams: set[int] = set()  # where one process ended and the next one began
-        self.places = {0}  # up to each of them, all may be out: only what follows tells where a line was cut
+        self.places = {0}  # all may be out up to any of these: only the next line shows where one was cut
         pipe.lines = self.raw.extend
 
     def cut(self) -> None:
