@@ -2459,7 +2459,7 @@ def _health(_: object) -> int:
 
 
 def _read_events() -> list[str]:
-    """The lines of both files, the older first. After a rotation between the two reads, that begins with the newer."""
+    """The lines of both files, the older first. A rotation between the two reads makes it begin with the newer."""
     directory = _read_status(may_be_stale=True)["directory"]
     newer, older = _read_state("events.jsonl", directory) or "", _read_state("events.jsonl.1", directory) or ""
     text = older if newer and older.startswith(newer) else older + newer
