@@ -206,7 +206,7 @@ class Epoch:
             for _ in range(self.chance.randint(1, 4)):
                 self._inject()
             self._check_all()
-            at_first = at_first or self._descriptors()
+            at_first = at_first or self._descriptors()[0]
             self._no_descriptor_leaks(at_first)
             if self.rounds % 100 == 0:
                 memory.append(self.bundle.proc("VmRSS"))
@@ -402,10 +402,28 @@ class Epoch:
         self._settle(lambda: not left(zombies), f"these are reaped: {zombies}")
 
     def _no_descriptor_leaks(self, at_first: int) -> None:
-        self._settle(lambda: self._descriptors() <= at_first, f"no more than {at_first} descriptors")
+        def holds() -> bool:
+            others, targets = self._descriptors()
+            return others <= at_first and "-1" not in targets and len(set(targets)) == len(targets)
 
-    def _descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.bundle.pid1}/fd"))
+        self._settle(
+            holds, f"no more than {at_first} descriptors and a pidfd of each process", self._explain_descriptors
+        )
+
+    def _descriptors(self) -> tuple[int, list[str]]:
+        """How many PID 1 has beside its pidfds, and the processes of those: -1 is one that it has reaped."""
+        others, targets = 0, []
+        for info in Path(f"/proc/{self.bundle.pid1}/fdinfo").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                target = re.search(r"^Pid:\s+(-?\d+)$", info.read_text(), re.MULTILINE)
+                if target:
+                    targets.append(target[1])
+                else:
+                    others += 1
+        return others, targets
+
+    def _explain_descriptors(self) -> str:
+        return f"{self._descriptors()}"
 
     def _settle(self, holds: Callable[[], bool], what: str, explain: Callable[[], str] = str) -> None:
         try:
