@@ -120,6 +120,57 @@ signal.pause()
             self.assertNotIn(TOKEN[:HALF].encode(), bundle.log)
             self.assertNotIn(TOKEN[HALF:].encode(), bundle.log)
 
+    FLOOD = """
+import os, signal
+for _ in range(64):
+    os.write(1, b"y" * 65535 + b"\\n")
+signal.pause()
+"""
+    # The pipe outlives a process. If it is not empty at a start, the log took no more of what earlier ones had written.
+    SEVERAL_LIVES = """
+import array, fcntl, os, signal, termios
+token, half = os.environb[b"EGRESS_TOKEN_CANARY"], len(os.environb[b"EGRESS_TOKEN_CANARY"]) // 2
+left = array.array("i", [0])
+fcntl.ioctl(1, termios.FIONREAD, left)
+if os.path.exists("/run/place/written"):
+    os.write(1, b"and more\\n")
+    open("/run/place/said", "w")
+    signal.pause()
+elif left[0]:
+    os.write(1, b"my token is " + token[:half])
+    open("/run/place/written", "w")
+else:
+    while not os.path.exists("/run/place/go"):
+        signal.sigtimedwait([], 0.005)
+    os.write(1, b"x" * 7999 + b"\\n")
+"""
+
+    def of_two_processes_while_the_log_is_full(self, without: str = "") -> bytes:
+        """The log, when a process ended in the middle of its token, and the next one wrote, before either was read."""
+        rows = [
+            daemon("flood", attacker("")[0], "-I", "-S", "-c", self.FLOOD, user=OTHER),
+            daemon("egress", attacker("")[0], "-I", "-S", "-c", self.SEVERAL_LIVES, user=OWNER, restart="always"),
+        ]
+        quick = {"_BACKOFF_FIRST": 0.001, "_BACKOFF_LAST": 0.002}
+        with HardenedBundle(rows, tunables=quick, without=without or ()) as bundle:
+            bundle.reader.pause()
+            bundle.wait_for_stall("65535")
+            (bundle.place / "go").touch()
+            bundle.until((bundle.place / "said").exists, PATIENCE, "both have written")
+            bundle.reader.resume()
+            bundle.wait_for(b"and more\n")
+            return bundle.log
+
+    def test_a_process_does_not_continue_the_line_that_another_cut_in_the_middle_of_a_secret(self) -> None:
+        log = self.of_two_processes_while_the_log_is_full()
+        self.assertIn(b"[egress] my token is [redacted EGRESS_TOKEN_CANARY]\n", log)
+        self.assertIn(b"[egress] and more\n", log)
+        self.assertNotIn(TOKEN[:6].encode(), log)
+
+    def test_control_not_told_apart_the_line_has_the_half(self) -> None:
+        log = self.of_two_processes_while_the_log_is_full("lines-of-one-process")
+        self.assertIn(b"[egress] my token is " + TOKEN[:HALF].encode() + b"and more\n", log)
+
     def test_redaction_does_not_make_lines_longer_than_64_kib(self) -> None:
         """The name of a secret may be longer than the secret, and any line of a read may be the long one."""
         name = "EGRESS_TOKEN_" + "X" * 60
