@@ -155,6 +155,11 @@ def waiting(path, flags, *mode, **where):
     return open_file(path, flags & ~os.O_NONBLOCK if str(path).startswith("self/fd/") else flags, *mode, **where)
 module.os.open = waiting
 """,
+    "absorbing-of-errors": """
+def leave(log, error):
+    raise SystemExit(f"not absorbed: {error!r}")
+module._log_internal_error = leave
+""",
     # Not a protection: a bug, for the tests that nothing is raised out of the loop.
     "a-working-forward": "module._Supervisor.forward_signal = lambda self, *_: self.no_such_attribute",
 }

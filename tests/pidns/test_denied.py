@@ -94,6 +94,13 @@ class BugTest(NamespaceTestCase):
             self.assertEqual(bundle.exit(), 143)
             self.assertEqual(bundle.log.count(b"internal error: AttributeError"), 1)
 
+    def test_control_not_absorbed_it_ends_the_container(self) -> None:
+        with Bundle([daemon("egress", *SLEEP)], without=("a-working-forward", "absorbing-of-errors")) as bundle:
+            bundle.wait_for_state("egress", "running")
+            bundle.signal(SIGHUP)
+            self.assertEqual(bundle.exit(), 1)
+            self.assertIn("not absorbed: AttributeError", bundle.stderr)
+
 
 class LimitTest(NamespaceTestCase):
     def test_it_takes_as_many_descriptors_as_it_may_and_gives_daemons_what_it_was_given(self) -> None:
