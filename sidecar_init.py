@@ -545,7 +545,8 @@ class _Daemon:
 
     def _start(self, is_asked: bool) -> _Part[_Pause | None]:
         """Fork, and wait for the exec. Returns None if it succeeded, else the pause before the next try."""
-        before = self.process
+        self.history.starting(is_asked)
+        before, self.output.lines.last_lines = self.process, b""
         try:
             process = self.process = self.run(self.spec.argv, self.output)
             give_up_at = self.clock() + _EXEC_SECONDS
@@ -562,7 +563,6 @@ class _Daemon:
                 self.output.close()  # this frees descriptors, in case they have run out
             delay = self.history.not_started(problem)
             return (_FAILED, _NEVER) if delay is None else (_BACKOFF, self.clock() + delay)
-        self.output.lines.last_lines = b""
         self.history.started(process, is_asked)
         return None
 
@@ -1251,8 +1251,7 @@ class _History:
             self.touch()
 
     def accept(self) -> None:
-        """A requested restart begins: the backoff starts again."""
-        self.exits = self.failed_starts = 0
+        """A requested restart begins; its check may still refuse it."""
         self.report("restarting", f"restarting {self._name}")
 
     def refuse(self, problem: str) -> None:
@@ -1267,6 +1266,11 @@ class _History:
         self.ask()
         refuses = None if is_restarting else bool(problem)
         self.report("signal", what, refuses=refuses, signal=sent, forwarded=not problem, reason=problem or None)
+
+    def starting(self, is_asked: bool) -> None:
+        """With a requested start, the backoff begins again."""
+        if is_asked:
+            self.exits = self.failed_starts = 0
 
     def started(self, process: _Process, is_asked: bool) -> None:
         self._pid = process.pid

@@ -367,6 +367,14 @@ class CrashLoop(MachineTest):
         self.walk(("usr1", "stopping"), ("exits 0", "running"))
         self.assertFalse(self.status()["crash_looping"])
 
+    def test_one_that_its_check_refused_does_not(self) -> None:
+        self.supervise(web(check=["check"]))
+        self.happen("start")
+        for exits in range(1, 6):
+            self.walk(("usr1", "checking"), ("checked 1", "running"), ("exits 7", "backoff"))
+            self.assertEqual(self.status()["crash_looping"], exits == 5)
+            self.happen("deadline")
+
 
 class StartThatFails(MachineTest):
     def setUp(self) -> None:
@@ -381,6 +389,15 @@ class StartThatFails(MachineTest):
     def test_no_processes_left_is_a_backoff(self) -> None:
         self.on_breaks(errno.EAGAIN)
         self.walk(("start", "backoff"), ("deadline", "backoff"), ("recovers", "backoff"), ("deadline", "running"))
+
+    def test_what_it_says_before_its_exec_was_noticed_is_among_its_last_lines(self) -> None:
+        self.on_hangs()
+        self.happen("start")
+        self.daemons["web"].output.lines.feed(b"fatal: no configuration\n")
+        self.walk(("executed", "running"), ("exits 7", "exited"))
+        self.assertEqual(self.events.recorded[-1][2]["last_lines"], ["fatal: no configuration"])
+        self.walk(("usr1", "running"), ("exits 7", "exited"))
+        self.assertEqual(self.events.recorded[-1][2]["last_lines"], [], "those of the last process")
 
     def test_a_child_that_does_not_become_its_command_has_failed(self) -> None:
         self.on_unexecutable()
