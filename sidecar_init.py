@@ -1103,7 +1103,8 @@ class _Process:
             self.signal(each) if to == "leader" else self.signal_group(each)
 
     def kill(self) -> None:
-        if self.returncode is None:
+        """Kill it, and what it has left behind in its group."""
+        if self.pid:
             self.stop(signal.SIGKILL, "group")
 
 

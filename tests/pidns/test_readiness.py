@@ -77,6 +77,16 @@ class ReadinessTest(NamespaceTestCase):
             go.touch()
             bundle.wait_for_event("ready", "web")
 
+    def test_what_a_readiness_command_or_a_check_leaves_in_its_group_is_killed(self) -> None:
+        tries = self.scratch() / "tries"
+        ready = f"sleep 777 & echo >>{tries}; test $(wc -l <{tries}) -ge 4"
+        row = daemon("web", *SLEEP, ready=shell(ready), check=shell("sleep 777 & exit 1"))
+        with Bundle([row], signals={"USR1": {"restart": "web"}}) as bundle:
+            bundle.wait_for_event("ready", "web")
+            bundle.signal(SIGUSR1)
+            bundle.wait_for_event("refused", "web")
+            bundle.until(lambda: not bundle.running_commands("sleep 777"), PATIENCE, "what they left behind is gone")
+
 
 if __name__ == "__main__":
     unittest.main()
