@@ -1984,7 +1984,10 @@ class _OomCounter:
 
     def has_counted(self) -> bool | None:
         """Whether it has killed one since the last call; None if that cannot be known."""
-        before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
+        try:
+            before, counts = self._kills, os.pread(self._fd, 4096, 0).split() if self._fd >= 0 else []
+        except OSError:  # we were moved to another cgroup, and that one was removed
+            return None
         self._kills = int(counts[counts.index(b"oom_kill") + 1]) if b"oom_kill" in counts else 0
         return self._kills > before if self._fd >= 0 else None
 

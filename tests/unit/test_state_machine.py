@@ -173,6 +173,13 @@ class Exit(MachineTest):
         self.happen("killed")
         self.assert_said("web was terminated by SIGKILL (out of memory) after 0.0 s")
 
+    def test_if_the_counter_cannot_be_read_that_cannot_be_known(self) -> None:
+        """As after PID 1 was moved to another cgroup, and the old one removed."""
+        counter = sidecar_init._OomCounter()
+        self.close_later(*{counter._fd} - {-1})
+        with mock.patch.object(counter, "_fd", self.pipe()[0]):  # pread refuses a pipe
+            self.assertIsNone(counter.has_counted())
+
     def test_our_own_kill_is_not_the_oom_killers(self) -> None:
         self.supervise(web())
         self.walk(("start", "running"), ("usr1", "stopping"), ("wait 5", "stopping"))
