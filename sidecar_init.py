@@ -2571,7 +2571,8 @@ def _obstacles(specs: Sequence[_DaemonSpec], log: _Log) -> list[str]:
     for spec in specs:
         path = spec.env.get("PATH", os.environ.get("PATH", os.defpath))
         for program in dict.fromkeys(argv[0] for argv in (spec.argv, spec.check, spec.ready) if argv):
-            if shutil.which(program, path=path) is None:
+            place = os.path.join(spec.cwd or "", program) if "/" in program else program
+            if shutil.which(place, path=path) is None:
                 obstacles.append(f"{spec.name}: cannot execute {program}: not found, or not executable")
         if spec.cwd and not os.path.isdir(spec.cwd):
             obstacles.append(f"{spec.name}: cannot change to its working directory {spec.cwd}: no such directory")

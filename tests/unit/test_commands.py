@@ -928,6 +928,12 @@ class Plan(CommandTest):
         expected.append("db: cannot change to its working directory /nowhere: no such directory")
         self.assertEqual((code, lines[3:]), (1, expected))
 
+    def test_a_relative_command_is_looked_for_in_the_working_directory(self) -> None:
+        (self.path / "run").symlink_to("/bin/sh")
+        for argv, code in ((["./run"], 0), (["./lost"], 1)):
+            self.table.write_text(f'[[daemon]]\nname = "db"\nargv = {argv}\ncwd = "{self.path}"\n')
+            self.assertEqual(self.plan()[0], code, argv)
+
     def test_a_program_that_is_missing_twice_and_a_file_that_is_missing_are_named_once(self) -> None:
         row = '[[daemon]]\nname = "db"\nargv = ["/no/db"]\ncheck = ["/no/db"]\nfiles = { KEY = "/no/key" }\n'
         self.table.write_text(row)
