@@ -354,7 +354,7 @@ class _Supervisor:
         elif 0 <= row < len(_DAEMONS):
             self._restart(_DAEMONS[row].name)
         else:
-            self._log.say(f"{_signal_name(number)} ignored: [signals] does not assign it")
+            self._log.say(f"{_signal_name(number)} ignored: the table does not assign it")
 
     def _restart(self, name: str, grace: float | None = None) -> _Daemon | None:
         if daemon := self._find(name, f"cannot restart {name}"):
@@ -922,10 +922,10 @@ class _Inbox:
     def __init__(self) -> None:
         self.fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def open(self, rows: int) -> None:
+    def open(self) -> None:
         """Install the handlers, then unblock all signals. The program calls this once, before the first child."""
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in (*_HANDLED_SIGNALS, *range(_FIRST_ROW_SIGNAL, min(_FIRST_ROW_SIGNAL + rows, 65))):
+        for number in (*_HANDLED_SIGNALS, *range(_FIRST_ROW_SIGNAL, 65)):
             if number in signal.valid_signals():  # musl keeps 34 for itself
                 signal.signal(number, _record_signal)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -2696,7 +2696,7 @@ def _supervise() -> int:
         os.close(int(__file__.removeprefix(_IN_MEMORY)))  # `_start_over` has left it open
     _close_on_exec()
     inbox = _Inbox()
-    inbox.open(len(_DAEMONS))
+    inbox.open()
     log = _Log(1, _Secrets(os.environb, _SECRETS))
     specs = _selected_daemons(os.environ)
     if (mode := _setting(os.environ, "RESTART")) not in ("", "never"):

@@ -169,7 +169,7 @@ class HupTest(NamespaceTestCase):
         with Bundle([daemon("egress", *SIGNALS)], signals={"USR1": {"restart": "egress"}}) as bundle:
             bundle.wait_for(b"[egress] ready\n")
             bundle.signal(SIGHUP)
-            bundle.wait_for(b"sidecar-init: SIGHUP ignored: [signals] does not assign it\n")
+            bundle.wait_for(b"sidecar-init: SIGHUP ignored: the table does not assign it\n")
             bundle.signal(SIGTERM)
             bundle.exit()
             self.assertEqual(bundle.lines("egress"), [b"ready", b"SIGTERM"])
@@ -267,6 +267,7 @@ class RowTest(NamespaceTestCase):
             bundle.wait_for_state("d1", "running")
             bundle.signal(36)
             bundle.signal(64)
+            bundle.wait_for(b" ignored: the table does not assign it\n", times=2)
             bundle.catch_up()
             self.assertEqual(bundle.events("restarting"), [])
         with Bundle(daemons) as bundle:
@@ -275,6 +276,14 @@ class RowTest(NamespaceTestCase):
             self.assertEqual((bundle.daemon("d30")["signal"], bundle.daemon("d31")["signal"]), (64, None))
             bundle.signal(64)
             bundle.wait_for(b"d30 restarted (pid ")
+
+    def test_a_number_without_a_row_does_not_end_a_supervisor_that_is_not_pid_1(self) -> None:
+        with Namespace(SLEEP) as outer, Bundle([daemon("a", *SIGNALS)], inside=outer) as bundle:
+            bundle.wait_for(b"[a] ready\n")
+            os.kill(bundle.pid1, 43)
+            bundle.wait_for(b"sidecar-init: signal 43 ignored: the table does not assign it\n")
+            os.kill(bundle.pid1, SIGTERM)
+            bundle.wait_for(b"sidecar-init: exiting with status 0\n")
 
     def test_it_starts_one_that_has_exited_and_is_dropped_while_shutting_down(self) -> None:
         let_go = self.scratch() / "let-go"

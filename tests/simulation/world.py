@@ -231,7 +231,7 @@ class World:
         module._SIGNALS = {"USR1": ("restart", self.order[0]), "HUP": ("forward", self.order[-1])}
         module._SECRETS = {"EGRESS_TOKEN_": (self.secrets,)} if self.secrets else {}
         inbox = module._Inbox()
-        inbox.open(len(self.specs))
+        inbox.open()
         os = module.os
         log = module._Log(1, module._Secrets(os.environb, module._SECRETS))
         self.supervisor = module._Supervisor(self.specs, log=log, state=module._State("/state", log), inbox=inbox)
