@@ -1340,7 +1340,7 @@ class _History:
             "port": self._spec.port, "user": self._spec.user, "signal": _row_signal(self._name),
             "started_at": _timestamp(process.started_time) if process else None,
             "starts": self.starts, "restarts": max(self.starts - 1, 0), "last_exit": self.last_exit,
-            "crash_looping": self.is_crash_looping,
+            "crash_looping": self.is_crash_looping, "succeeded": self._spec.oneshot and self.was_ready,
             "next_start_at": _timestamp(time.time() + next_start_in) if state == _BACKOFF else None,
             "asked": self.asked, "answered": self.answered, "answer": self._answer or None, "refused": self.is_refused,
         }  # fmt: skip
@@ -2457,7 +2457,7 @@ def _health(_: object) -> int:
     _demand(status, f"unhealthy: the supervisor (pid {before['pid']}) does not answer")
     _demand(status["state"] == "running", f"unhealthy: the supervisor is {status['state']}")
     reasons = []
-    for row in (row for row in status["daemons"] if not row["ready"]):
+    for row in (row for row in status["daemons"] if not row["ready"] and not row["succeeded"]):
         state = _state_of(row).replace(_BACKOFF, "in backoff")
         reasons.append(f"{row['name']} is {state} ({row['reason'] or ''})".removesuffix(" ()"))
     _demand(not reasons, f"unhealthy: not ready: {', '.join(reasons)}")

@@ -100,6 +100,19 @@ class OneshotTest(NamespaceTestCase):
             self.assertEqual(bundle.lines("migration"), [b"migrated", b"migrated"])
             self.assertEqual(bundle.daemon("app"), app)
 
+    def test_a_migration_that_fails_when_it_is_run_again_leaves_the_container_healthy(self) -> None:
+        go = self.scratch() / "go"
+        once = f"if mkdir {go.parent}/ran; then exit 0; fi; echo again; until [ -e {go} ]; do sleep 0.01; done; exit 3"
+        with Bundle([daemon("migration", *shell(once), oneshot=True), daemon("app", *SIGNALS)]) as bundle:
+            bundle.wait_for(b"[app] ready\n")
+            bundle.wait_for_state("migration", "exited")
+            bundle.signal(34)
+            bundle.wait_for(b"[migration] again\n")
+            self.assertEqual(bundle.command("health").returncode, 0)
+            go.touch()
+            bundle.wait_for(b"migration exited with status 3")
+            self.assertEqual(bundle.command("health").returncode, 0)
+
     def _unhealthy(self, bundle: Bundle, *words: str) -> None:
         told = bundle.command("health")
         self.assertEqual((told.returncode, told.stdout), (1, ""))

@@ -29,7 +29,8 @@ from tests.unit.support import UnitTest
 TIME = "2026-11-21T03:04:05.678Z"
 DAEMON: dict[str, Any] = {
     "name": "web", "state": "running", "ready": True, "reason": None, "pid": 12, "port": 80, "signal": 35,
-    "user": None, "started_at": TIME, "starts": 3, "restarts": 2, "crash_looping": False, "next_start_at": None,
+    "user": None, "started_at": TIME, "starts": 3, "restarts": 2, "crash_looping": False, "succeeded": False,
+    "next_start_at": None,
     "last_exit": "exited with status 7", "asked": 4, "answered": 4, "answer": "web restarted", "refused": False,
 }  # fmt: skip
 DOWN = {**DAEMON, "ready": False, "pid": None, "reason": "exited with status 7"}
@@ -473,6 +474,10 @@ class Health(CommandTest):
 
     def test_a_oneshot_that_has_finished_is_healthy(self) -> None:
         self.check(0, "healthy: 1 daemon is ready\n", daemons=[{**DAEMON, "state": "exited", "pid": None}])
+
+    def test_so_is_one_that_runs_again_or_has_failed_since_it_succeeded(self) -> None:
+        for state in ("running", "exited"):
+            self.check(0, "healthy: 1 daemon is ready\n", daemons=[{**DOWN, "state": state, "succeeded": True}])
 
     def test_a_shutdown_is_not_healthy(self) -> None:
         self.check(1, "unhealthy: the supervisor is shutting-down\n", state="shutting-down")

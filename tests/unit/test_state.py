@@ -26,7 +26,7 @@ LATIN = "".join(map(chr, range(256)))
 NASTY = ["", '"', "\\", "\\u0041", "/", "\n\r\t\b\f", LATIN, "\u2028\u2029", "\U0001f600", "\udc80\udcff"]
 FIELDS = {
     "name", "state", "ready", "reason", "pid", "port", "signal", "user", "started_at", "starts", "restarts",
-    "crash_looping", "next_start_at", "last_exit", "asked", "answered", "answer", "refused",
+    "crash_looping", "succeeded", "next_start_at", "last_exit", "asked", "answered", "answer", "refused",
 }  # fmt: skip
 
 
