@@ -1004,7 +1004,9 @@ class _State:
 class _CannotStart(Exception):
     """Why a command does not start. `status` is as in a shell; None if trying again may help."""
 
-    _PASSING = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY)
+    _PASSING = (
+        errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ETXTBSY,
+    )  # fmt: skip
 
     def __init__(self, step: str, number: int = 0, *, reason: str = "", may_pass: bool = False) -> None:
         super().__init__(f"cannot {step}: {reason or os.strerror(number)}")
