@@ -17,6 +17,8 @@ from typing import Any
 
 import wsproto.events
 from mitmproxy import ctx
+from mitmproxy.net import check
+from mitmproxy.net.http import url
 from mitmproxy.proxy import commands, events, layers, mode_servers
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.layers import http as http_layers
@@ -24,6 +26,7 @@ from mitmproxy.proxy.layers import modes, websocket
 from mitmproxy.proxy.layers.http import _http1
 
 HELLO_BYTES = 64 * 1024  # of a TLS ClientHello
+NAME_LENGTH = 300  # of a host's name with its port; a valid one has at most 253 characters, and a port 5
 HEAD_BYTES = 64 * 1024  # of a request's or a response's head; also of what a client sends ahead of its turn
 HEAD_LINES = 200
 WAITING_BYTES = 64 * 1024  # of a body while its server is not yet connected; then reading stops
@@ -393,8 +396,36 @@ def _proxy_layer(context: Any) -> Layer:
     return layers.HttpLayer(context, http_layers.HTTPMode.upstream if upstream else http_layers.HTTPMode.regular)
 
 
+def limit_names() -> None:
+    """Refuse host names that are longer than any can be. mitmproxy decodes names before it calls a hook.
+
+    Python's idna codec and urllib normalize a name, and this takes time that grows with the square of its length: up
+    to 5 s for one request or ClientHello.
+    """
+    for module, name in ((check, "is_valid_host"), (url, "parse_authority")):
+        setattr(module, name, _with_short_name(getattr(module, name)))
+    url.parse = _with_scheme(url.parse)
+
+
+def _with_short_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    def limited(host: str | bytes, *args: Any, **kwargs: Any) -> Any:
+        return function(host if len(host) <= NAME_LENGTH else host[:0], *args, **kwargs)  # an empty name is invalid
+
+    return limited
+
+
+def _with_scheme(function: Callable[..., Any]) -> Callable[..., Any]:
+    def limited(target: str | bytes) -> Any:
+        # urllib drops control characters at the start. In "\x01//a/://b/" it finds the host a; mitmproxy checked b.
+        if not target[:1].isalpha():
+            raise ValueError("a URL starts with its scheme")
+        return function(target)
+
+    return limited
+
+
 def install(say: Callable[[str], None]) -> None:
-    """Put these classes where mitmproxy looks for its own. Raises AttributeError if it looks elsewhere."""
+    """Put these limits where mitmproxy looks for its own parts. Raises AttributeError if it looks elsewhere."""
     for module, name, replacement in (
         (mode_servers, "ProxyConnectionHandler", Connection),
         (http_layers, "HttpStream", Stream),
@@ -406,4 +437,5 @@ def install(say: Callable[[str], None]) -> None:
         if not issubclass(replacement, getattr(module, name)):
             raise AttributeError(f"{module.__name__}.{name} is not what it was")
         setattr(module, name, replacement)
+    limit_names()
     Connection.slots = Slots(say)

@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tests.app.egress_support import Egress, read_response
 from tests.app.test_egress import ONLY_OPEN, ROUTES, EgressTestCase
@@ -29,6 +29,14 @@ def client_hello(host: str = "api.example.test") -> bytes:
     with contextlib.suppress(ssl.SSLWantReadError):
         context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=host).do_handshake()
     return outgoing.read()
+
+
+def client_hello_with(name: bytes) -> bytes:
+    """A ClientHello whose server name may be one that the ssl module would refuse to write."""
+    extension = struct.pack("!HHHBH", 0, len(name) + 5, len(name) + 3, 0, len(name)) + name
+    suites = struct.pack("!BHHBB", 0, 2, 0xC02F, 1, 0)  # no session, one suite, no compression
+    body = b"\x03\x03" + bytes(32) + suites + struct.pack("!H", len(extension)) + extension
+    return b"\x16\x03\x01" + struct.pack("!HBxH", len(body) + 4, 1, len(body)) + body
 
 
 def in_records_of_one_byte(hello: bytes) -> list[bytes]:
@@ -164,6 +172,71 @@ class HelloTests(LimitTestCase):
             received = b""
             while b"last" not in received:
                 received += tls.recv(4096)
+
+
+class NameTests(LimitTestCase):
+    """Host names longer than any can be. Python's idna codec would normalize them, which takes quadratic time."""
+
+    MARKS = "\u0301" * 200 + "\u0316" * 200
+    COUNTED = (
+        "import encodings.idna\n"
+        "_nameprep = encodings.idna.nameprep\n"
+        "def _counted(label):\n"
+        f"    if label.endswith({MARKS!a}):\n"
+        "        print('normalized', flush=True)\n"
+        "    return _nameprep(label)\n"
+        "encodings.idna.nameprep = _counted\n"
+    )
+    WITHOUT = "egress_limits.limit_names = lambda: None\n"
+    WRITTEN, ENCODED = MARKS.encode(), b"xn--" + MARKS.encode("punycode")
+    LONGEST = ".".join(("x" * 63, "x" * 63, "x" * 63, "x" * 61))
+
+    def assert_normalized_only_without(self, send: Callable[[Egress], None]) -> None:
+        for code, normalized in (("", False), (self.WITHOUT, True)):
+            egress = self.patched(self.COUNTED + code)
+            with self.subTest(code=code):
+                send(egress)
+                self.assertEqual(normalized, "normalized\n" in egress.log())
+
+    def assert_head_is_refused(self, line: bytes, host: bytes = b"api.example.test", tunnel: bool = False) -> None:
+        def send(egress: Egress) -> None:
+            with egress.tls("api.example.test") if tunnel else egress.connect() as connection:
+                connection.sendall(line + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+                self.assertEqual(400, read_response(connection)[0])
+
+        self.assert_normalized_only_without(send)
+        self.assert_nothing_arrived()
+
+    def test_long_name_in_a_connect_is_not_normalized(self) -> None:
+        self.assert_head_is_refused(b"CONNECT " + self.ENCODED + b":443")
+
+    def test_long_name_in_an_absolute_target_is_not_normalized(self) -> None:
+        for tunnel in (False, True):
+            self.assert_head_is_refused(b"GET https://" + self.ENCODED + b"/", tunnel=tunnel)
+
+    def test_long_name_that_only_urllib_finds_in_a_target_is_not_normalized(self) -> None:
+        for tunnel in (False, True):
+            self.assert_head_is_refused(b"GET \x01//" + self.WRITTEN + b"/://x.test:80/", tunnel=tunnel)
+
+    def test_long_name_in_a_host_header_is_not_normalized(self) -> None:
+        self.assert_head_is_refused(b"GET /", self.WRITTEN)
+
+    def test_long_name_in_a_hello_is_not_normalized(self) -> None:
+        for inside in (False, True):
+
+            def send(egress: Egress, inside: bool = inside) -> None:
+                with self.begin_tls(egress, inside) as connection:
+                    connection.sendall(client_hello_with(self.ENCODED))
+                    self.assertEqual(b"", rest_of(connection))
+
+            self.assert_normalized_only_without(send)
+
+    def test_longest_name_is_not_too_long(self) -> None:
+        """No server has a certificate for it, but one is asked."""
+        egress = self.patched("", "default: allow")
+        head = f"GET https://{self.LONGEST}:65535/ HTTP/1.1\r\nHost: {self.LONGEST}:65535"
+        self.assertEqual(502, egress.send(self.LONGEST, head, port=65535)[0])
+        self.assertEqual([f"{self.LONGEST}:65535"], self.upstream.connects)
 
 
 def keeps(egress: Egress, kib: int) -> None:
