@@ -18,7 +18,7 @@
 : "${GIT_GATE_SCAN_MIB:=1024}"                           # memory of each process of a scan
 : "${GIT_GATE_SCANS:=2}"                                 # scans at the same time, of all mirrors
 : "${GIT_GATE_SCAN_SECONDS:=600}"                        # the wait for a place among these, and then the scan
-: "${GIT_GATE_PUSH_SECONDS:=300}"                        # the wait for the mirror, and then upstream's answer
+: "${GIT_GATE_PUSH_SECONDS:=300}"                        # the wait for the mirror, a fetch from upstream, the push
 export GIT_GATE_APP GIT_GATE_ROOT GIT_GATE_SSH_KEY GIT_GATE_KNOWN_HOSTS
 export GIT_GATE_GITLEAKS GIT_GATE_GITLEAKS_CONFIG GIT_GATE_SYNC_SECONDS
 export GIT_GATE_PUSH_MIB GIT_GATE_OBJECT_MIB GIT_GATE_FILE_LINES

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 _COUNTER_DIGITS = 20
-_HEADS_AND_TAGS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _TELLING = re.compile(r"failed|denied|refused|timed out|resolve|fatal|error", re.IGNORECASE)
 
 
@@ -61,12 +60,17 @@ def bring_up_to_date(upstream: str, is_start: bool) -> None:
         except TimeoutError:
             raise Stale("a push is underway, or upstream is slow") from None
         os.pwrite(counter, b"%0*d" % (_COUNTER_DIGITS, fetches_begun(counter) + 1), 0)
-        options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-        ask_upstream(lock, seconds, "fetch", *options, upstream, *_HEADS_AND_TAGS)
+        ask_upstream(lock, seconds, *fetch(upstream))
         if is_start or subprocess.run(["git", "rev-parse", "--quiet", "--verify", "HEAD"], stdout=2).returncode != 0:
             head = ask_upstream(lock, seconds, "ls-remote", "--symref", upstream, "HEAD")
             if branch := re.match(r"ref: (refs/heads/\S+)\tHEAD$", head, re.MULTILINE):
                 subprocess.run(["git", "symbolic-ref", "HEAD", branch[1]], stdout=2)
+
+
+def fetch(upstream: str) -> tuple[str, ...]:
+    """The arguments of the git that makes the mirror's branches and tags those of upstream."""
+    options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+    return ("fetch", *options, upstream, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
 
 def ask_upstream(lock: int, seconds: int, *arguments: str) -> str:

@@ -63,9 +63,9 @@ def main() -> int:
         updates = read_updates()
         mirror.limit_memory(int(os.environ["GIT_GATE_SCAN_MIB"]))
         with a_place_among_the_scans():
-            scan(updates)
+            scanned = scan(updates)
         mirror.unlimit_memory()
-        push_to_upstream(updates)
+        push_to_upstream(updates, scanned)
     except Refused as why:
         return refused(str(why))
     except MemoryError:
@@ -141,7 +141,8 @@ def refuse_signed_push() -> None:
 # --- the scan ---
 
 
-def scan(updates: list[Update]) -> None:
+def scan(updates: list[Update]) -> set[str]:
+    """Return the objects that were scanned."""
     if git("rev-parse", "--is-shallow-repository") != "false" or os.environ.get("GIT_SHALLOW_FILE"):
         raise Refused("it is shallow, so its history cannot be scanned; run git fetch --unshallow and push again")
     kept = [update for update in updates if not update.deletes]
@@ -154,7 +155,7 @@ def scan(updates: list[Update]) -> None:
             raise Refused(f"{update.ref} is a {kind}, not a commit")
     for update in updates:
         check_permission(update)
-    git_gate_scan.scan([os.fsencode(update.ref) for update in updates], [update.new for update in kept])
+    return git_gate_scan.scan([os.fsencode(update.ref) for update in updates], [update.new for update in kept])
 
 
 @contextlib.contextmanager
@@ -195,18 +196,21 @@ def is_locked_now(candidate: int) -> bool:
 # --- upstream ---
 
 
-def push_to_upstream(updates: list[Update]) -> None:
+def push_to_upstream(updates: list[Update], scanned: set[str]) -> None:
     """Move the refs at upstream as they will be moved here, all or none, and only from where they are here."""
     leases = [f"--force-with-lease={update.ref}:{'' if update.creates else update.old}" for update in updates]
     # A bare name could also be that of a branch; no name of a branch has a "^".
     refspecs = [f"{'' if update.deletes else update.new + '^{object}'}:{update.ref}" for update in updates]
     options = ("--atomic", "--no-progress", "--no-follow-tags", "--recurse-submodules=no")
     # Quarantine forbids changing refs of this repository; git takes a local path, too, for this repository.
-    unwanted = ("GIT_QUARANTINE_PATH", "GIT_PROTOCOL")
-    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
-    command = ("push", *options, *leases, "--", git("config", "gate.upstream"), *refspecs)
+    environment = environment_without("GIT_QUARANTINE_PATH", "GIT_PROTOCOL")
+    upstream = git("config", "gate.upstream")
+    command = ("push", *options, *leases, "--", upstream, *refspecs)
     seconds = int(os.environ["GIT_GATE_PUSH_SECONDS"])
     with turn_at_upstream() as lock:
+        bring_up_to_date(lock, seconds, upstream)
+        refuse_what_has_moved(updates)
+        refuse_what_was_not_scanned(updates, scanned)
         keep_locked_until_the_mirror_has_moved()
         done = mirror.at_upstream(lock, seconds, command, stdout=sys.stderr, environment=environment)
     if mirror.was_too_slow(done):
@@ -214,6 +218,49 @@ def push_to_upstream(updates: list[Update]) -> None:
         raise Refused(f"upstream took longer than {limit} allows; fetch to see whether it took the push after all")
     if done.returncode != 0:
         raise Refused("upstream did not take it; its reason is above")
+
+
+def environment_without(*names: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def bring_up_to_date(lock: int, seconds: int, upstream: str) -> None:
+    """The mirror may be old: a client can ask for its refs long before it pushes, and by HTTP it need not ask at all.
+
+    What is fetched belongs to the mirror even if the push is refused, so it must not go into the push's quarantine.
+    """
+    quarantine = ("GIT_QUARANTINE_PATH", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES")
+    environment = environment_without(*quarantine, "GIT_PROTOCOL")
+    done = mirror.at_upstream(lock, seconds, mirror.fetch(upstream), stdout=sys.stderr, environment=environment)
+    if mirror.was_too_slow(done):
+        raise Refused(f"upstream took longer than GIT_GATE_PUSH_SECONDS={seconds} allows; try again")
+    if done.returncode != 0:
+        raise Refused("the mirror cannot be brought up to date; git's reason is above")
+
+
+def refuse_what_has_moved(updates: list[Update]) -> None:
+    """If upstream has moved a ref to where the push moves it, it accepts the push, and receive-pack then fails."""
+    command = ["git", "for-each-ref", "--format=%(refname) %(objectname)"]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    here = dict(os.fsdecode(line).rsplit(" ", 1) for line in listed.splitlines())
+    for update in updates:
+        if here.get(update.ref, "") != ("" if update.creates else update.old):
+            raise Refused("a branch or tag that it updates has moved at upstream; fetch and push again")
+
+
+def refuse_what_was_not_scanned(updates: list[Update], scanned: set[str]) -> None:
+    """The scan leaves out what the mirror's refs reach. If upstream has removed some of that since, for example a
+    secret, the push would bring it back.
+
+    The mirror is now as upstream was a moment ago. What upstream removes after that moment needs no check: it is as if
+    the push had come first.
+    """
+    kept = sorted({update.new for update in updates if not update.deletes})
+    unknown = set(git_gate_scan.new_to_the_mirror(kept)) - scanned
+    if unknown:
+        raise Refused(
+            f"upstream no longer has {len(unknown)} of its objects, which were not scanned; fetch and push again"
+        )
 
 
 @contextlib.contextmanager

@@ -56,10 +56,11 @@ class NewObjects(NamedTuple):
     new_files: set[str]
 
 
-def scan(refs: Iterable[bytes], new_tips: Iterable[str]) -> None:
-    """Refuse a push of these refs that would move some of them to these objects."""
+def scan(refs: Iterable[bytes], new_tips: Iterable[str]) -> set[str]:
+    """Refuse a push of these refs that would move some of them to these objects, or return the objects that it read."""
     tips = sorted(set(new_tips))
-    new = new_objects(tips)
+    reachable = new_to_the_mirror(tips)
+    new = new_objects(tips, reachable)
     print(f"scanning {len(new.commits)} new commit(s) for secrets", file=sys.stderr, flush=True)
     findings = scan_text(refs, new, tips)
     if new.commits and not findings:
@@ -70,19 +71,26 @@ def scan(refs: Iterable[bytes], new_tips: Iterable[str]) -> None:
         different = list(dict.fromkeys(findings))
         more = [f"and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else []
         raise Refused("\n  ".join(["it contains secrets; remove them from its commits", *different[:_SHOWN], *more]))
+    return set(reachable)
 
 
 # --- what is new ---
 
 
-def new_objects(tips: list[str]) -> NewObjects:
+def new_to_the_mirror(tips: Iterable[str]) -> list[str]:
+    """The objects that these reach and no ref of the mirror does."""
+    revisions = "\n".join(tips)
+    if not revisions:
+        return []
+    return git("rev-list", "--objects", "--no-object-names", "--stdin", "--not", "--all", stdin=revisions).split()
+
+
+def new_objects(tips: list[str], reachable: list[str]) -> NewObjects:
     if not tips:
         return NewObjects([], [], [], set())
     quarantine = os.environ.get("GIT_QUARANTINE_PATH")
     if not quarantine:
         raise Refused("git has not kept its objects apart from the mirror's")
-    revisions = "\n".join(tips)
-    reachable = git("rev-list", "--objects", "--no-object-names", "--stdin", "--not", "--all", stdin=revisions).split()
     everything = ("cat-file", "--batch-all-objects", "--unordered", "--batch-check=%(objectname)")
     arrived = set(git(*everything, store=quarantine).split())
     refuse_what_is_not_reachable(arrived.difference(reachable))

@@ -358,7 +358,7 @@ class UpstreamAndStart(unittest.TestCase):
         self.world.commit(work, {"a": "a\n"})
         before = self.world.both()
         done = self.world.try_git("push", "origin", "main", cwd=work)
-        self.assertIn("upstream did not take it", done.stderr)
+        self.assertIn("the mirror cannot be brought up to date", done.stderr)
         self.assertEqual(self.world.both(), before)
         self.world.start_sshd()
         self.world.git("push", "origin", "main", cwd=work)

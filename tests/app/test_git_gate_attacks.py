@@ -8,14 +8,16 @@ from __future__ import annotations
 import base64
 import random
 import re
+import socket
 import string
 import subprocess
 import sys
 import unittest
 
 from tests.app import git_wire
-from tests.app.git_support import Daemon, World, needs_the_real_programs, secret
+from tests.app.git_support import GITLEAKS, Daemon, World, needs_the_real_programs, secret
 from tests.app.git_wire import NOTHING
+from tests.support import wait_until
 
 HOOK, SCAN, MIRROR = "git_gate_pre_receive.py", "git_gate_scan.py", "git_gate_mirror.py"
 
@@ -26,6 +28,9 @@ NO_LOOK_AT_SURPLUS = (SCAN, "    refuse_what_is_not_reachable(arrived.difference
 NO_NAMES_IN_TREES = (SCAN, "objects(new.trees)", "objects([])")
 NO_LOOK_AT_SIGNED = (HOOK, "        refuse_signed_push()\n", "")
 NO_LOOK_AT_BLANKS = (SCAN, "and not line.strip():", r'and line.isspace() and line.endswith(b"\n"):')
+NO_SECOND_LOOK = (HOOK, "        refuse_what_was_not_scanned(updates, scanned)\n", "")
+NO_LOOK_AT_UPSTREAM = (HOOK, "        bring_up_to_date(lock, seconds, upstream)\n", "")
+NO_LOOK_AT_MOVES = (HOOK, "        refuse_what_has_moved(updates)\n", "")
 NO_PERMISSIONS = (HOOK, "        check_permission(update)\n", "        pass\n")
 
 BLANKS = ("\0" * 70_000, " " + "\0" * 70_001)
@@ -325,6 +330,149 @@ class ObjectsThatNoDiffShows(Attack):
     def tag(self, target: str, message: str, name: str = "t") -> str:
         kind = self.world.git("cat-file", "-t", target, cwd=self.work)
         return self.crafted("tag", f"object {target}\ntype {kind}\ntag {name}\ntagger N <n@x> 1 +0000\n\n{message}\n")
+
+
+@needs_the_real_programs
+class WhatUpstreamNoLongerHas(Attack):
+    """A branch with a secret came to upstream by another way, so it is in the mirror. Its owner then purges it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seed = self.world.dir / "seed-demo"
+        self.world.git("checkout", "--quiet", "-b", "oops", cwd=self.seed)
+        self.purged = self.world.commit(self.seed, {"config": self.line})
+        self.world.git("push", "--quiet", "origin", "oops", cwd=self.seed)
+        self.request = git_wire.commands((NOTHING, self.purged, "refs/heads/back")) + git_wire.pack([])
+
+    def both_daemons(self, *without: tuple[str, str, str]) -> None:
+        if without:
+            self.world.environment["GIT_GATE_APP"] = str(self.world.app_without(*without))
+        self.gate()
+        self.world.http()
+
+    def purge(self) -> None:
+        self.world.git("push", "--quiet", "origin", ":oops", cwd=self.seed)
+        self.world.git("gc", "--quiet", "--prune=now", cwd=self.upstream)
+        self.assertFalse(self.world.holds(self.upstream, self.secret))
+
+    def push_by_a_post_alone(self) -> str:
+        """An HTTP client that does not ask for the refs first does not bring the mirror up to date."""
+        self.purge()
+        return git_wire.push_by_http(self.world.http_port, self.request)
+
+    def push_on_an_old_connection(self) -> str:
+        """Ask before the purge, and push after it."""
+        with socket.create_connection(("127.0.0.1", self.world.git_port), timeout=60) as connection:
+            connection.sendall(git_wire.pkt_line(b"git-receive-pack /demo\0host=127.0.0.1\0"))
+            stream = connection.makefile("rb")
+            while (size := int(stream.read(4), 16)) != 0:
+                stream.read(size - 4)
+            self.purge()
+            connection.sendall(self.request)
+            connection.shutdown(socket.SHUT_WR)
+            return stream.read().decode(errors="replace")
+
+    def assert_refused_for(self, said: str) -> None:
+        self.assertIn("upstream no longer has 3 of its objects", said)
+        self.assertFalse(self.world.holds(self.upstream, self.secret))
+        self.assertEqual(self.world.refs(self.upstream), f"refs/heads/main {self.base}")
+
+    def assert_is_back(self) -> None:
+        self.assertIn(f"refs/heads/back {self.purged}", self.world.refs(self.upstream))
+        self.assertTrue(self.world.holds(self.upstream, self.secret))
+
+    def test_a_post_alone(self) -> None:
+        self.both_daemons()
+        self.assert_refused_for(self.push_by_a_post_alone())
+
+    def test_control_a_post_alone_brings_it_back(self) -> None:
+        self.both_daemons(NO_SECOND_LOOK)
+        self.push_by_a_post_alone()
+        self.assert_is_back()
+
+    def test_control_a_second_look_at_an_old_mirror_does_not_help(self) -> None:
+        self.both_daemons(NO_LOOK_AT_UPSTREAM)
+        self.push_by_a_post_alone()
+        self.assert_is_back()
+
+    def test_an_old_connection(self) -> None:
+        self.gate()
+        self.assert_refused_for(self.push_on_an_old_connection())
+
+    def test_control_an_old_connection_brings_it_back(self) -> None:
+        self.gate(NO_SECOND_LOOK)
+        self.push_on_an_old_connection()
+        self.assert_is_back()
+
+    def test_a_purge_that_the_mirror_hears_of_during_the_scan(self) -> None:
+        """Then the mirror has no ref that reaches it when the push goes on."""
+        busy, scanning, program = (self.world.dir / name for name in ("busy", "scanning", "gitleaks"))
+        program.write_text(f'#!/bin/sh\ntouch {scanning}; while [ -e {busy} ]; do sleep 0.05; done; {GITLEAKS} "$@"\n')
+        program.chmod(0o755)
+        busy.touch()
+        self.addCleanup(busy.unlink, missing_ok=True)
+        self.gate(GIT_GATE_GITLEAKS=str(program))
+        command = ["git", "push", "--quiet", "origin", "oops:refs/heads/back"]
+        self.world.git("fetch", "--quiet", "origin", "oops:oops", cwd=self.work)
+        push = subprocess.Popen(
+            command, cwd=self.work, env=self.world.client, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        wait_until(scanning.exists, 30, "the scan")
+        self.purge()
+        self.world.git("ls-remote", self.world.by_git())
+        self.assertNotIn("oops", self.world.refs(self.mirror))
+        busy.unlink()
+        self.assert_refused_for(push.communicate(timeout=60)[1])
+
+    def test_a_purged_tag_with_a_secret_in_its_text(self) -> None:
+        self.world.git("tag", "-a", "-m", self.line, "v1", "main", cwd=self.seed)
+        self.world.git("push", "--quiet", "origin", "v1", cwd=self.seed)
+        tag = self.world.git("rev-parse", "v1", cwd=self.seed)
+        self.both_daemons()
+        self.world.git("push", "--quiet", "origin", ":v1", cwd=self.seed)
+        self.purge()
+        request = git_wire.commands((NOTHING, tag, "refs/tags/back")) + git_wire.pack([])
+        said = git_wire.push_by_http(self.world.http_port, request)
+        self.assertIn("upstream no longer has 1 of its objects", said)
+        self.assertFalse(self.world.holds(self.upstream, self.secret))
+
+    def test_what_goes_on_at_upstream_does_not_stop_a_push_of_something_else(self) -> None:
+        """A POST alone after branches and tags have come, moved and gone there; the mirror then has all of that."""
+        commit = self.world.commit(self.work, {"harmless": "a\n"})
+        names = self.world.git("rev-list", "--objects", "--no-object-names", f"{self.base}..", cwd=self.work).split()
+        for kind, name in (("heads", "branch"), ("tags", "light"), ("tags", "other")):
+            self.world.git("push", "--quiet", "origin", f"main:refs/{kind}/{name}", cwd=self.seed)
+        self.world.git("tag", "-a", "-m", "m", "annotated", "main", cwd=self.seed)
+        self.world.git("push", "--quiet", "origin", "annotated", cwd=self.seed)
+        self.both_daemons()
+        self.world.git("checkout", "--quiet", "main", cwd=self.seed)
+        self.world.commit(self.seed, {"ahead": "b\n"})
+        self.world.git("push", "--quiet", "origin", "main", ":branch", ":light", "main:refs/heads/new", cwd=self.seed)
+        updates = [(NOTHING, commit, f"refs/{name}") for name in ("heads/a", "heads/b", "tags/c")]
+        request = git_wire.commands(*updates, (self.base, NOTHING, "refs/tags/other")) + self.pack(*names)
+        self.assertNotIn("cannot accept", git_wire.push_by_http(self.world.http_port, request))
+        upstream, mirror = self.world.both()
+        self.assertEqual(upstream, mirror)
+        self.assertEqual(upstream.count(commit), 3)
+        self.assertNotIn("refs/tags/other", upstream)
+
+    def push_what_upstream_has_already(self) -> str:
+        commit = self.world.commit(self.work, {"harmless": "a\n"})
+        names = self.world.git("rev-list", "--objects", "--no-object-names", f"{self.base}..", cwd=self.work).split()
+        self.world.git("push", "--quiet", str(self.upstream), "main", cwd=self.work)
+        request = git_wire.commands((self.base, commit, "refs/heads/main")) + self.pack(*names)
+        return git_wire.push_by_http(self.world.http_port, request)
+
+    def test_a_branch_that_upstream_has_moved_there_already(self) -> None:
+        self.both_daemons()
+        self.assertIn("has moved at upstream; fetch and push again", self.push_what_upstream_has_already())
+        self.assertEqual(*self.world.both())
+
+    def test_control_without_a_look_at_moves_git_fails_after_upstreams_yes(self) -> None:
+        self.both_daemons(NO_LOOK_AT_MOVES)
+        said = self.push_what_upstream_has_already()
+        self.assertNotIn("cannot accept", said)
+        self.assertIn("ng refs/heads/main", said)
 
 
 @needs_the_real_programs
