@@ -72,6 +72,12 @@ usable_options() {
     done
 }
 
+# An account that can read a lock file can lock it, and so stop every push. Earlier versions made them readable.
+close_lock_files() {
+    (umask 077 && : >>"$GIT_GATE_ROOT/.busy")
+    chmod -f 600 "$GIT_GATE_ROOT"/.busy "$GIT_GATE_ROOT"/.scan-* "$GIT_GATE_ROOT"/*.git/gate.* || :
+}
+
 # What a killed push or fetch leaves behind, unless a request is alive now. A branch can have any of these names but the
 # last, and its file is below refs.
 remove_leftovers() {
@@ -168,6 +174,7 @@ mirrors=
 if [ -r "$GIT_GATE_MIRRORS" ]; then
     look_at_root
     look_at_ssh_key
+    close_lock_files
     remove_leftovers
     mirrors=$(tr -d '\r' <"$GIT_GATE_MIRRORS" | prepare_mirrors)
 fi

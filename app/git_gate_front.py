@@ -357,7 +357,7 @@ def bring_up_to_date(request: Request, peer: Peer) -> None:
 def start_git(request: Request, peer: Peer, protocol: str, *options: str) -> subprocess.Popen[bytes]:
     # The lock tells git-gate's next start that this request is alive, so that it leaves its files alone. It is held
     # until the last process that inherited it has ended.
-    with (ROOT / ".busy").open("ab") as busy:
+    with open(ROOT / ".busy", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as busy:
         fcntl.flock(busy, fcntl.LOCK_SH)
         return subprocess.Popen(
             ["sh", "-c", _SERVICE, "git", request.service, *options, str(request.mirror)],

@@ -157,7 +157,8 @@ def turn_at_upstream() -> Iterator[int]:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """A lock file, for this account alone: one that can read a file can lock it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
     finally:

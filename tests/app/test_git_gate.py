@@ -534,6 +534,53 @@ class UpstreamAndStart(unittest.TestCase):
         self.world.gate(GIT_GATE_PORT=str(self.world.git_port))
         self.assertFalse(leftover.exists())
 
+    def lock_files(self) -> list[Path]:
+        return [*self.world.mirrors.glob(".*"), *self.mirror.glob("gate.*")]
+
+    def start_and_push(self) -> None:
+        self.world.gate(GIT_GATE_SCANS="1")
+        work = self.world.clone_of_upstream(self.world.by_git())
+        self.world.commit(work, {"a": "a\n"})
+        self.world.git("push", "origin", "main", cwd=work)
+
+    def test_lock_files_are_for_one_account_alone(self) -> None:
+        self.start_and_push()
+        self.assertEqual(
+            {re.sub("[0-9]+$", "N", path.name) for path in self.lock_files()},
+            {".busy", ".scan-next", ".scan-of-N", ".scan-N", "gate.lock", "gate.next", "gate.sync"},
+        )
+        self.assertEqual({path.stat().st_mode & 0o777 for path in self.lock_files()}, {0o600})
+
+    def test_the_lock_of_git_http_is_for_one_account_alone(self) -> None:
+        self.world.gate().kill()
+        busy = self.world.mirrors / ".busy"
+        busy.unlink()
+        self.world.http()
+        self.world.git("ls-remote", self.world.by_http())
+        self.assertEqual(busy.stat().st_mode & 0o777, 0o600)
+
+    def test_a_start_closes_the_lock_files_of_an_earlier_version(self) -> None:
+        self.world.gate().kill()
+        for path in (*self.lock_files(), self.world.mirrors / ".scan-7"):
+            path.touch()
+            path.chmod(0o644)
+        self.world.git_port = free_port()
+        self.world.gate(GIT_GATE_PORT=str(self.world.git_port))
+        self.assertEqual({path.stat().st_mode & 0o777 for path in self.lock_files()}, {0o600})
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can become another account")
+    def test_another_account_cannot_hold_a_lock(self) -> None:
+        self.start_and_push()
+        self.world.dir.chmod(0o755)
+        command = ["flock", "--nonblock", "--shared"]
+        for path in self.lock_files():
+            with self.subTest(path.name):
+                done = subprocess.run([*command, str(path), "true"], user=65534, group=65534, capture_output=True)
+                self.assertIn(b"Permission denied", done.stderr)
+        readable = self.world.mirrors / ".scan-next"
+        readable.chmod(0o644)  # the control
+        subprocess.run([*command, str(readable), "true"], user=65534, group=65534, check=True)
+
     @unittest.skipUnless(os.geteuid() == 0, "only root can own another account's files")
     def test_a_volume_of_another_account_is_served(self) -> None:
         self.world.gate().kill()
