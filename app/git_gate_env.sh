@@ -15,7 +15,7 @@
 : "${GIT_GATE_OBJECT_MIB:=32}"                           # one file, directory, commit or tag, not compressed
 : "${GIT_GATE_FILE_LINES:=1000000}"                      # lines of one file
 : "${GIT_GATE_UNPACK_SECONDS:=300}"                      # CPU time of each process of git that unpacks
-: "${GIT_GATE_SCAN_MIB:=1024}"                           # memory of each process of a scan
+: "${GIT_GATE_SCAN_MIB:=1024}"                           # memory of each process of a scan; to unpack, 3/8 of it
 : "${GIT_GATE_SCANS:=2}"                                 # scans at the same time, of all mirrors
 : "${GIT_GATE_SCAN_SECONDS:=600}"                        # the wait for a place among these, and then the scan
 : "${GIT_GATE_PUSH_SECONDS:=300}"                        # the wait for the mirror, a fetch from upstream, the push

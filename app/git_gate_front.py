@@ -49,10 +49,12 @@ MAX_PUSH_COMMANDS = 4 << 20  # what comes before the pack; git remembers these a
 PUSH_REFS = int(os.environ.get("GIT_GATE_PUSH_REFS") or 100)  # if one name is bad, git starts a process for each
 PIECE = 1 << 16
 
-# A small pack may take long to unpack, and git completes it by the bases of its deltas, which may be large.
+# A small pack may take long to unpack, and git completes it by the bases of its deltas, which may be large. To apply a
+# delta, git holds both its base and its result in memory.
 _SERVICE = """. "$GIT_GATE_APP/git_gate_env.sh"
 if [ "$1" = receive-pack ]; then
     ulimit -S -t "$GIT_GATE_UNPACK_SECONDS" && ulimit -S -f $((GIT_GATE_PUSH_MIB * 2048)) || exit
+    ulimit -S -d $((GIT_GATE_SCAN_MIB * 384)) || exit
 fi
 exec git "$@"
 """

@@ -192,7 +192,7 @@ def limit_memory(mebibytes: int) -> None:
 
 def unlimit_unpacking() -> None:
     """What is left of a push has limits of its own, and git's fetches have none."""
-    for limit in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE):
+    for limit in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA):
         hard = resource.getrlimit(limit)[1]
         resource.setrlimit(limit, (hard, hard))
 

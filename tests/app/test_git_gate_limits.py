@@ -27,6 +27,7 @@ NO_LIMIT_OF_SCANS = (HOOK, "while not any(is_locked_now(candidate) for candidate
 NO_TURNS_OF_A_PEER = (HOOK, '/.scan-of-{peer()}")), fcntl.LOCK_EX)', '/.scan-of-{peer()}")), fcntl.LOCK_SH)')
 LOOSE_OBJECTS = ("git_gate_env.sh", "setting receive.unpackLimit 1 ", "setting receive.unpackLimit 100 ")
 NO_LIMIT_OF_FILES = ("git_gate_front.py", " && ulimit -S -f $((GIT_GATE_PUSH_MIB * 2048))", "")
+NO_LIMIT_OF_UNPACKING = ("git_gate_front.py", "    ulimit -S -d $((GIT_GATE_SCAN_MIB * 384)) || exit\n", "")
 NO_COMMON_FETCH = (MIRROR, "return fetches_begun(counter) != before", "return False")
 
 
@@ -137,6 +138,45 @@ class LimitsOfAPush(Attack):
         self.assertLess(len(pack), 20_000)
         self.assertIn("attempting to allocate", self.unpack(pack))
         self.assertNotIn("refs/heads/x", self.world.refs(self.mirror))
+
+    def deltas_of_a_file(self, mebibytes: int, files: int = 3) -> str:
+        """What the gate says to a file of zeros, and others that have a few more bytes at its end."""
+        before = bytes(mebibytes << 20)
+        hashed = subprocess.run(["git", "hash-object", "--stdin"], input=before, capture_output=True, check=True)
+        base = bytes.fromhex(hashed.stdout.decode().strip())
+        entries = [git_wire.entry(3, len(before), before)]
+        for number in range(files):
+            delta = varint(len(before)) + varint(len(before) + 4)
+            for start in range(0, len(before), 1 << 20):
+                delta += b"\xff" + start.to_bytes(4, "little") + (1 << 20).to_bytes(3, "little")
+            delta += b"\x04" + number.to_bytes(4, "big")
+            entries.append(git_wire.entry(7, len(delta), delta, base))
+        pack = git_wire.pack(entries)
+        self.assertLess(len(pack), 300_000)
+        return self.wire_surplus(pack)
+
+    def test_a_small_pack_that_takes_much_memory_to_unpack(self) -> None:
+        """Each allocation stays below the limit of one, but the two for a delta do not fit."""
+        self.gate()
+        said = self.deltas_of_a_file(250)
+        self.assertIn("Out of memory", said)
+        self.assertNotIn("unpack ok", said)
+
+    def test_control_without_a_limit_of_memory_it_is_unpacked(self) -> None:
+        self.gate(NO_LIMIT_OF_UNPACKING)
+        self.assertIn("unpack ok", self.deltas_of_a_file(250))
+
+    def test_deltas_of_the_largest_files_that_may_pass_are_unpacked(self) -> None:
+        self.gate()
+        self.assertIn("unpack ok", self.deltas_of_a_file(31, files=8))
+
+    def test_a_push_near_its_size_limit_is_unpacked(self) -> None:
+        """Only the scan then refuses its objects, which belong to nothing."""
+        self.gate()
+        files = [os.urandom(31 << 20) for _ in range(8)]
+        pack = git_wire.pack([git_wire.entry(3, len(content), content) for content in files])
+        self.assertGreater(len(pack), 240 << 20)
+        self.assertIn("8 of its objects belong to no branch or tag", self.wire_surplus(pack))
 
     def small_pack_of_large_files(self, files: int, mebibytes: int) -> bytes:
         """Each is the same 64 KiB again and again, and four bytes of its own."""
