@@ -66,6 +66,7 @@ setting receive.autogc false
 setting receive.fsckObjects true
 setting receive.unpackLimit 1                  # keep packs: loose objects are no deltas, and may be far larger
 setting pack.threads 1                         # a push or a fetch keeps one processor busy, not all
+setting pack.windowMemory 32m                  # else a fetch holds ten files, each up to core.bigFileThreshold
 setting receive.shallowUpdate false
 setting receive.maxInputSize "${GIT_GATE_PUSH_MIB}m"
 setting receive.denyDeleteCurrent ignore       # else git refuses after upstream has already deleted it

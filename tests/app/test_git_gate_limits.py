@@ -28,6 +28,7 @@ NO_TURNS_OF_A_PEER = (HOOK, '/.scan-of-{peer()}")), fcntl.LOCK_EX)', '/.scan-of-
 LOOSE_OBJECTS = ("git_gate_env.sh", "setting receive.unpackLimit 1 ", "setting receive.unpackLimit 100 ")
 NO_LIMIT_OF_FILES = ("git_gate_front.py", " && ulimit -S -f $((GIT_GATE_PUSH_MIB * 2048))", "")
 NO_LIMIT_OF_UNPACKING = ("git_gate_front.py", "    ulimit -S -d $((GIT_GATE_SCAN_MIB * 384)) || exit\n", "")
+NO_LIMIT_OF_A_WINDOW = ("git_gate_env.sh", "setting pack.windowMemory 32m ", "setting pack.windowMemory 0 ")
 NO_COMMON_FETCH = (MIRROR, "return fetches_begun(counter) != before", "return False")
 
 
@@ -246,6 +247,39 @@ class LimitsOfAPush(Attack):
 
     def wire_surplus(self, pack: bytes) -> str:
         return self.wire((NOTHING, self.base, "refs/heads/x"), pack=pack)
+
+
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)
+"""
+
+
+@needs_the_real_programs
+class MemoryOfAFetch(Attack):
+    def mebibytes(self, app: Path) -> int:
+        """What git takes to pack ten large files that are much alike, as for a fetch."""
+        common = os.urandom(20_000)
+        for number in range(10):
+            content = (f"{number:03}\n".encode() + common) * (15_900_000 // len(common))
+            self.world.commit(self.work, {f"{number}/large": content})
+        script = '. "$GIT_GATE_APP/git_gate_env.sh" && echo HEAD | exec git pack-objects --revs --stdout --quiet'
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, "sh", "-c", script],
+                cwd=self.work,
+                env=self.world.environment | {"GIT_GATE_APP": str(app)},
+                stdout=subprocess.PIPE,
+                check=True,
+            ).stdout
+        )
+
+    def test_a_fetch_of_large_files(self) -> None:
+        self.assertLess(self.mebibytes(ROOT / "app"), 100)
+
+    def test_control_without_a_limit_of_the_window_it_takes_more(self) -> None:
+        self.assertGreater(self.mebibytes(self.world.app_without(NO_LIMIT_OF_A_WINDOW)), 150)
 
 
 def is_held(lock: Path) -> bool:
