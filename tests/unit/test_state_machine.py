@@ -397,6 +397,10 @@ class StartThatFails(MachineTest):
         self.on_breaks(errno.EAGAIN)
         self.walk(("start", "backoff"), ("deadline", "backoff"), ("recovers", "backoff"), ("deadline", "running"))
 
+    def test_no_memory_for_a_list_of_sockets_is_a_backoff(self) -> None:
+        self.on_breaks(errno.ENOBUFS)
+        self.walk(("start", "backoff"))
+
     def test_what_it_says_before_its_exec_was_noticed_is_among_its_last_lines(self) -> None:
         self.on_hangs()
         self.happen("start")
