@@ -571,15 +571,18 @@ class UpstreamAndStart(unittest.TestCase):
     @unittest.skipUnless(os.geteuid() == 0, "only root can become another account")
     def test_another_account_cannot_hold_a_lock(self) -> None:
         self.start_and_push()
-        self.world.dir.chmod(0o755)
-        command = ["flock", "--nonblock", "--shared"]
+
+        def hold(path: Path) -> subprocess.CompletedProcess[bytes]:
+            command = ["flock", "--nonblock", "--shared", path.name, "true"]
+            # Its directory is entered as root: those above it may be private.
+            return subprocess.run(command, cwd=path.parent, user=65534, group=65534, capture_output=True)
+
         for path in self.lock_files():
             with self.subTest(path.name):
-                done = subprocess.run([*command, str(path), "true"], user=65534, group=65534, capture_output=True)
-                self.assertIn(b"Permission denied", done.stderr)
+                self.assertIn(b"Permission denied", hold(path).stderr)
         readable = self.world.mirrors / ".scan-next"
         readable.chmod(0o644)  # the control
-        subprocess.run([*command, str(readable), "true"], user=65534, group=65534, check=True)
+        self.assertEqual(hold(readable).returncode, 0)
 
     @unittest.skipUnless(os.geteuid() == 0, "only root can own another account's files")
     def test_a_volume_of_another_account_is_served(self) -> None:
